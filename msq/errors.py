@@ -1,0 +1,42 @@
+"""Errors a user can act on. Each message says which file, what was expected, what was found.
+
+The command line prints the message without a traceback and leaves with the error's exit code.
+"""
+
+
+class MsqError(Exception):
+    """Base of every error that msq raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(MsqError):
+    """A path or an option that cannot be used as given (exit code 2)."""
+
+    exit_code = 2
+
+
+class DatasetError(UsageError):
+    """An annotation file or manifest that cannot be read at all."""
+
+
+class VideoError(MsqError):
+    """A video (or frame folder) from which no frame can be decoded."""
+
+
+class WeightsError(MsqError):
+    """Weights that are missing, of another architecture, or not finite."""
+
+
+class SpecMismatch(MsqError):
+    """A store or run that was made in another way; the message holds the difference."""
+
+
+class StoreError(MsqError):
+    """A feature store that is incomplete, corrupt or asked for rows it does not have."""
+
+
+class VerificationError(MsqError):
+    """A check of finished work that failed (exit code 4)."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Fused operations of the head. Needs torch and triton only."""
