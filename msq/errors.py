@@ -36,6 +36,10 @@ class StoreError(MsqError):
     """A feature store that is incomplete, corrupt or asked for rows it does not have."""
 
 
+class StoreNotFound(UsageError, StoreError):
+    """A path at which there is no feature store (exit code 2)."""
+
+
 class VerificationError(MsqError):
     """A check of finished work that failed (exit code 4)."""
 

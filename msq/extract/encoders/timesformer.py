@@ -1,0 +1,322 @@
+"""TimeSformer with divided space-time attention, written from the paper's equations.
+
+Source: Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video
+Understanding?" (arXiv 2102.05095), section 3, variant "divided". Per layer, with residuals:
+
+    patches += W_t · Attention_time(LN(patches))             over the T frames of one place
+    sequence_t = [global, patches of frame t]                T sequences, the global token in each
+    update_t = Attention_space(LN(sequence_t))
+    patches += update_t[1:];  global += mean_t update_t[0]
+    all tokens += MLP(LN(all tokens))
+
+The global token takes no part in attention over time. Tokens are ordered patch-major and
+time-minor: the token of patch n (row-major) in frame t is number `1 + n·T + t`; number 0 is the
+global one. With `stem="patch"` the model is exactly the public one; `stem="conv"` puts a small
+convolutional stem in place of the patch projection, for tiny encoders trained from scratch.
+
+Shapes: B clips, T frames, h×w pixels, N patches per frame, H heads, D' width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msq.errors import UsageError
+
+Stem = Literal["patch", "conv"]
+_LAYER_NORM_EPS = 1e-6  # the public checkpoints' value; 1e-5 moves tokens by about 1e-4
+_MAX_ATTENTION_BATCH = 65_535  # grid limit of the fused CUDA attention kernels, per launch
+
+
+@dataclass(frozen=True)
+class TimeSformerConfig:
+    """Shape of a TimeSformer. The defaults are the public base model.
+
+    Attributes:
+        image_size: height and width in pixels; one number means a square. Both are multiples of
+            `patch_size`.
+        patch_size: side of a patch (and total stride of the convolutional stem) in pixels.
+        frames: T.
+        width: D', the number of channels of every token.
+        depth: number of layers.
+        heads: number of attention heads; divides `width`.
+        mlp_ratio: hidden width of the MLP over `width`.
+        stem: `patch` (one strided projection, the public model) or `conv` (3×3 convolutions of
+            stride 2, as many as halve `patch_size` to 1: three for 8).
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    frames: int = 8
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    stem: Stem = "patch"
+
+    def __post_init__(self) -> None:
+        """Normalises `image_size` to a pair and checks that the numbers fit together."""
+        size = cast("int | tuple[int, int]", self.image_size)
+        height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        object.__setattr__(self, "image_size", (height, width))
+        for name in ("patch_size", "frames", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"TimeSformer: {name} is {getattr(self, name)}, at least 1 needed")
+        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
+            raise UsageError(
+                f"TimeSformer: image size {height}x{width} is not a multiple of the patch size "
+                f"{self.patch_size}; choose a multiple of it for height and width"
+            )
+        if self.width % self.heads:
+            raise UsageError(
+                f"TimeSformer: width {self.width} is not divisible by {self.heads} heads"
+            )
+        if self.stem not in ("patch", "conv"):
+            raise UsageError(f"TimeSformer: stem is 'patch' or 'conv', not {self.stem!r}")
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            raise UsageError(
+                f"TimeSformer: a convolutional stem needs a patch size that is a power of two, "
+                f"not {self.patch_size}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per frame as (rows, columns)."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N, patches per frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the output sequence, 1 + N·T."""
+        return 1 + self.patches * self.frames
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLP."""
+        return round(self.width * self.mlp_ratio)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON-able values."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TimeSformerConfig:
+        """The inverse of `to_dict`; `image_size` may be one number.
+
+        Raises:
+            UsageError: for unknown names or numbers that do not fit together.
+        """
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise UsageError(f"TimeSformer: unknown settings {', '.join(unknown)}")
+        return cls(**values)
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping patches, each projected linearly: `z = W_emb x` of the paper."""
+
+    def __init__(self, config: TimeSformerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B·T, 3, h, w] to patches [B·T, D', rows, columns]."""
+        return cast(Tensor, self.proj(images))
+
+
+class ConvStem(nn.Module):
+    """3×3 convolutions of stride 2, widths doubling up to D'; all but the last with norm and GELU.
+
+    GroupNorm, so that a clip's tokens never depend on the other clips of its batch.
+    """
+
+    def __init__(self, config: TimeSformerConfig) -> None:
+        super().__init__()
+        steps = max(1, config.patch_size.bit_length() - 1)
+        stride = 2 if config.patch_size > 1 else 1
+        layers: list[nn.Module] = []
+        channels = 3
+        for step in range(steps):
+            last = step == steps - 1
+            out = max(8, config.width >> (steps - 1 - step)) if not last else config.width
+            layers.append(nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=last))
+            if not last:
+                layers += [nn.GroupNorm(math.gcd(out, 8), out), nn.GELU()]
+            channels = out
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B·T, 3, h, w] to patches [B·T, D', rows, columns]."""
+        return cast(Tensor, self.layers(images))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed projection `qkv`, rows ordered q, k, v."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sequences [M, S, D'] to [M, S, D']; nothing is shared between the M sequences."""
+        m, s, d = x.shape
+        q, k, v = self.qkv(x).view(m, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if m <= _MAX_ATTENTION_BATCH:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        else:
+            parts = zip(*(p.split(_MAX_ATTENTION_BATCH) for p in (q, k, v)), strict=True)
+            attended = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+        return cast(Tensor, self.out(attended.transpose(1, 2).reshape(m, s, d)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D'] to [..., D']."""
+        return cast(Tensor, self.down(F.gelu(self.up(x))))
+
+
+class DividedLayer(nn.Module):
+    """One layer: attention over time, attention over space, MLP; each pre-normed and residual."""
+
+    def __init__(self, config: TimeSformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.temporal_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.temporal_attention = Attention(width, config.heads)
+        self.temporal_out = nn.Linear(width, width)
+        self.spatial_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.spatial_attention = Attention(width, config.heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.mlp = Mlp(width, config.mlp_width)
+
+    def forward(self, tokens: Tensor, frames: int) -> Tensor:
+        """Tokens [B, 1 + N·T, D'] to the same shape; `frames` is T."""
+        b, length, d = tokens.shape
+        n = (length - 1) // frames
+        cls, patches = tokens[:, :1], tokens[:, 1:]
+
+        over_time = self.temporal_norm(patches).reshape(b * n, frames, d)
+        update = self.temporal_out(self.temporal_attention(over_time))
+        patches = patches + update.reshape(b, n * frames, d)
+
+        per_frame = patches.view(b, n, frames, d).transpose(1, 2)
+        sequences = torch.cat([cls.unsqueeze(1).expand(b, frames, 1, d), per_frame], dim=2)
+        sequences = sequences.reshape(b * frames, 1 + n, d)
+        update = self.spatial_attention(self.spatial_norm(sequences)).view(b, frames, 1 + n, d)
+        # Each frame proposes its own change of the one global token; their mean is taken.
+        cls = cls + update[:, :, 0].mean(dim=1, keepdim=True)
+        patches = patches + update[:, :, 1:].transpose(1, 2).reshape(b, n * frames, d)
+
+        tokens = torch.cat([cls, patches], dim=1)
+        return tokens + cast(Tensor, self.mlp(self.mlp_norm(tokens)))
+
+
+class TimeSformer(nn.Module):
+    """The encoder, from normalised frames to all tokens.
+
+    State-dict names, all of them:
+    `cls_token [1,1,D']`, `position_embed [1,1+N,D']` (entry 0 belongs to the global token),
+    `time_embed [1,T,D']`, `stem.proj.{weight,bias}` (or `stem.layers.i.*` for `stem="conv"`),
+    `blocks.i.{temporal_norm, temporal_attention.qkv, temporal_attention.out, temporal_out,
+    spatial_norm, spatial_attention.qkv, spatial_attention.out, mlp_norm, mlp.up,
+    mlp.down}.{weight,bias}`, `norm.{weight,bias}`.
+
+    Initialisation: linear layers, the patch projection, the global token and the position
+    embedding are truncated normal with std 0.02 and zero biases; the convolutional stem is
+    Kaiming normal; the time embedding is zero; every `temporal_out` is zero, so that a fresh
+    model, and one that starts from an image model's weights, ignores the order of frames until
+    training moves it.
+    """
+
+    def __init__(self, config: TimeSformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = PatchStem(config) if config.stem == "patch" else ConvStem(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.position_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.width))
+        self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
+        self.blocks = nn.ModuleList(DividedLayer(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=_LAYER_NORM_EPS)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws every weight anew, as the class docstring says."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                if self.config.stem == "patch":
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.position_embed, std=0.02)
+        nn.init.zeros_(self.time_embed)
+        for block in self.blocks:
+            out = cast(DividedLayer, block).temporal_out
+            nn.init.zeros_(out.weight)
+            nn.init.zeros_(out.bias)
+
+    def temporal_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of everything that acts over time; the rest is the image model."""
+        for name, parameter in self.named_parameters():
+            if name == "time_embed" or ".temporal_" in name:
+                yield name, parameter
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Encodes normalised frames.
+
+        Args:
+            video: [B, T, 3, h, w] float, with T and h×w exactly those of `config`.
+
+        Returns:
+            All tokens [B, 1 + N·T, D'] after the final LayerNorm, global token first, then
+            token `1 + n·T + t`.
+
+        Raises:
+            UsageError: if the video has another shape than the model was made for.
+        """
+        height, width = self.config.image_size
+        expected = (self.config.frames, 3, height, width)
+        if video.ndim != 5 or tuple(video.shape[1:]) != expected:
+            raise UsageError(
+                f"TimeSformer: expected video [B, {', '.join(map(str, expected))}] "
+                f"(B, frames, channels, height, width), found {list(video.shape)}; load the "
+                f"encoder with frames={video.shape[1] if video.ndim == 5 else '…'} and the "
+                "matching size, or sample and resize the video as its spec says"
+            )
+        b, t = video.shape[:2]
+        patches = self.stem(video.flatten(0, 1)).flatten(2).transpose(1, 2)
+        patches = patches + self.position_embed[:, 1:]
+        patches = patches.view(b, t, -1, self.config.width).transpose(1, 2) + self.time_embed
+        cls = (self.cls_token + self.position_embed[:, :1]).expand(b, -1, -1).to(patches.dtype)
+        tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens, t)
+        return cast(Tensor, self.norm(tokens))

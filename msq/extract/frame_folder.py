@@ -1,0 +1,63 @@
+"""A folder of numbered pictures in the place of a video file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from msq.extract.packets import UndecodableVideo
+from msq.extract.pixels import Pictures
+
+_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """Pictures of a folder in natural order: `frame_2.jpg` comes before `frame_10.jpg`.
+
+    Raises:
+        UndecodableVideo: the folder cannot be listed or holds no picture.
+    """
+    try:
+        files = [
+            f
+            for f in folder.iterdir()
+            if f.suffix.lower() in _SUFFIXES and not f.name.startswith(".") and f.is_file()
+        ]
+    except OSError as error:
+        raise UndecodableVideo(
+            folder, f"expected a folder of frames, found: {error.strerror}"
+        ) from error
+    if not files:
+        kinds = " ".join(sorted(_SUFFIXES))
+        raise UndecodableVideo(
+            folder, f"expected a folder of frames ({kinds}), found no picture in it"
+        )
+    return sorted(files, key=_natural)
+
+
+def read_frame(folder: Path, file: Path) -> Pictures:
+    """One picture as RGB [H, W, 3], turned as its EXIF orientation is *not* asked to.
+
+    Frame dumps carry no orientation; grey, palette and alpha pictures become RGB by PIL.
+
+    Raises:
+        UndecodableVideo: the picture cannot be decoded.
+    """
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        found = str(error).replace(str(file), file.name) or type(error).__name__
+        raise UndecodableVideo(
+            folder, f"expected a picture in {file.name}, found: {found}"
+        ) from error
+
+
+def _natural(file: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """Runs of digits compare as numbers, the rest as text; the name decides between equals."""
+    parts = re.split(r"(\d+)", file.name)
+    key = [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
+    return key, file.name

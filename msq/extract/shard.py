@@ -1,0 +1,227 @@
+"""The bytes of a Zarr v3 shard, written and read without zarr-python.
+
+A shard of S rows under the `sharding_indexed` codec with inner codecs bytes(little) + crc32c:
+the present rows back to back, each followed by the 4-byte crc32c of its bytes; then the index, S
+pairs of little-endian uint64 (offset, row bytes + 4), a missing row being 2^64 - 1 twice; then
+the 4-byte crc32c of the index. A row that equals the fill value is left out, as zarr-python does.
+(Zarr v3 core and sharding-indexed codec specifications; `tests/test_shard.py` compares bytes.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from msq.errors import StoreError
+
+MISSING = np.uint64(2**64 - 1)
+CRC_BYTES = 4
+_INDEX_ENTRY = 16
+# Below this part of a shard, single reads move fewer bytes than reading the file whole.
+_WHOLE_FILE_SHARE = 0.25
+
+Bytes = NDArray[np.uint8]
+
+
+def checksum(data: Bytes) -> int:
+    """crc32c (Castagnoli) of contiguous bytes; the array is not copied."""
+    view = data.view()
+    view.flags.writeable = False  # google-crc32c takes read-only buffers only
+    return int(google_crc32c.value(view))
+
+
+def as_rows(values: NDArray[np.generic]) -> Bytes:
+    """View `[n, ...]` values as `[n, row bytes]`, little-endian, without a copy where possible."""
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return little.reshape(len(little), -1).view(np.uint8)
+
+
+def equals_fill(values: NDArray[np.generic], fill: float) -> NDArray[np.bool_]:
+    """Per row of `[n, ...]`: does it equal the fill value, by zarr-python's rule?
+
+    A zero fill is compared bit by bit (so -0.0 is a value of its own); NaN equals any NaN.
+    """
+    flat = values.reshape(len(values), -1)
+    if np.isnan(fill):
+        return np.asarray(np.isnan(flat.astype(np.float64)).all(axis=1), dtype=np.bool_)
+    if fill != 0:
+        raise ValueError(f"a fill value is 0 or NaN, not {fill}")
+    return np.asarray((as_rows(values) == 0).all(axis=1), dtype=np.bool_)
+
+
+def encode_chunk(values: NDArray[np.generic]) -> list[bytes]:
+    """One unsharded chunk: the bytes of `values` and their crc32c."""
+    data = as_rows(values.reshape(1, -1))[0]
+    return [data.tobytes(), checksum(data).to_bytes(CRC_BYTES, "little")]
+
+
+def encode_shard(
+    values: NDArray[np.generic],
+    size: int,
+    fill: float = 0.0,
+    present: NDArray[np.bool_] | None = None,
+) -> list[bytes]:
+    """The bytes of one shard.
+
+    Args:
+        values: rows `[n, ...]`, n at most `size`.
+        size: rows S of a full shard; rows from n on are missing.
+        fill: the array's fill value, 0 or NaN.
+        present: per row, False leaves the row out whatever it holds.
+
+    Returns:
+        Two pieces: the records (row, crc) and the index with its crc.
+    """
+    rows = as_rows(values)
+    keep = ~equals_fill(values, fill)
+    if present is not None:
+        keep &= present
+    slots = np.flatnonzero(keep)
+    record = rows.shape[1] + CRC_BYTES
+    records = np.empty((len(slots), record), dtype=np.uint8)
+    records[:, :-CRC_BYTES] = rows[slots]
+    checks = np.array([checksum(rows[slot]) for slot in slots], dtype="<u4")
+    records[:, -CRC_BYTES:] = checks.reshape(-1, 1).view(np.uint8).reshape(-1, CRC_BYTES)
+    index = np.full((size, 2), MISSING, dtype="<u8")
+    index[slots, 0] = np.arange(len(slots), dtype=np.uint64) * np.uint64(record)
+    index[slots, 1] = record
+    index_bytes = index.reshape(-1).view(np.uint8)
+    tail = index_bytes.tobytes() + checksum(index_bytes).to_bytes(CRC_BYTES, "little")
+    return [records.tobytes(), tail]
+
+
+def read_chunk(path: Path, expected: int) -> Bytes:
+    """The payload of an unsharded chunk, its size and crc32c checked.
+
+    Raises:
+        StoreError: the file is missing, has another size or fails its checksum.
+    """
+    data = _read_file(path)
+    if len(data) != expected + CRC_BYTES:
+        raise StoreError(
+            f"{path}: expected {expected + CRC_BYTES} bytes, found {len(data)}; "
+            "delete this file and run msq extract again"
+        )
+    payload = data[:expected]
+    if checksum(payload) != int.from_bytes(data[expected:].tobytes(), "little"):
+        raise StoreError(
+            f"{path}: checksum wrong, the bytes changed after they were written; "
+            "delete this file and run msq extract again"
+        )
+    return payload
+
+
+def read_index(path: Path, size: int, row_bytes: int) -> NDArray[np.uint64]:
+    """The index `[size, 2]` of a shard file, checked against its crc32c and the file's size.
+
+    Raises:
+        StoreError: the file is missing or cut, or the index is damaged.
+    """
+    with _open(path) as file:
+        return _index(path, file.fileno(), size, row_bytes)
+
+
+def read_rows(
+    path: Path,
+    slots: Sequence[int],
+    size: int,
+    out: Bytes,
+    fill_row: Bytes,
+    name: Callable[[int], str],
+) -> None:
+    """Read rows of one shard file, each verified against its crc32c.
+
+    Args:
+        path: the shard file.
+        slots: positions inside the shard, one per row of `out`.
+        size: rows S of a full shard.
+        out: destination `[len(slots), row bytes]`.
+        fill_row: `[row bytes]`, what a row that the index marks as missing holds.
+        name: slot -> the clip's id, for messages.
+
+    Raises:
+        StoreError: naming the file and the clip.
+    """
+    row_bytes = out.shape[1]
+    try:
+        index = read_index(path, size, row_bytes)
+    except StoreError as error:
+        raise StoreError(f"clip {name(int(slots[0]))!r}: {error}") from None
+    with _open(path) as file:
+        descriptor = file.fileno()
+        whole: Bytes | None = None
+        if len(slots) >= size * _WHOLE_FILE_SHARE:
+            whole = np.fromfile(path, dtype=np.uint8)
+        for position, slot in enumerate(slots):
+            offset = index[slot, 0]
+            if offset == MISSING:
+                out[position] = fill_row
+                continue
+            start, stop = int(offset), int(offset) + row_bytes + CRC_BYTES
+            if whole is not None:
+                record = whole[start:stop]
+            else:
+                record = np.frombuffer(os.pread(descriptor, stop - start, start), dtype=np.uint8)
+            payload = record[:row_bytes]
+            stored = int.from_bytes(record[row_bytes:].tobytes(), "little")
+            if len(record) != stop - start or checksum(payload) != stored:
+                raise StoreError(
+                    f"clip {name(int(slot))!r}: {path}: checksum wrong, the bytes changed after "
+                    "they were written; delete this file and run msq extract again"
+                )
+            out[position] = payload
+
+
+def _index(path: Path, descriptor: int, size: int, row_bytes: int) -> NDArray[np.uint64]:
+    total = os.fstat(descriptor).st_size
+    tail = size * _INDEX_ENTRY + CRC_BYTES
+    if total < tail:
+        raise StoreError(
+            f"{path}: cut short, expected at least {tail} bytes, found {total}; "
+            "delete this file and run msq extract again"
+        )
+    data = np.frombuffer(os.pread(descriptor, tail, total - tail), dtype=np.uint8)
+    body = data[:-CRC_BYTES]
+    if checksum(body) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
+        raise StoreError(
+            f"{path}: the index at the end fails its checksum (file cut or changed); "
+            "delete this file and run msq extract again"
+        )
+    index: NDArray[np.uint64] = body.view("<u8").reshape(size, 2).astype(np.uint64)
+    found = index[index[:, 0] != MISSING]
+    record = row_bytes + CRC_BYTES
+    if len(found) and (
+        (found[:, 1] != record).any() or int(found[:, 0].max()) + record > total - tail
+    ):
+        raise StoreError(
+            f"{path}: the index does not fit the file or the array; "
+            "delete this file and run msq extract again"
+        )
+    return index
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def _read_file(path: Path) -> Bytes:
+    try:
+        return np.fromfile(path, dtype=np.uint8)
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def _missing(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: missing although its rows are recorded as done "
+        "(Zarr libraries would read zeros); run msq extract again"
+    )

@@ -1,0 +1,145 @@
+"""Decoded clips -> the rows of one shard: encode in fixed windows, cast, note what failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msq.errors import VideoError
+from msq.extract import store_schema as schema
+from msq.extract.datasets.dataset import Clip
+from msq.extract.decode_pool import Decoded, Picture
+from msq.extract.encoders import ImageEncoder, VideoEncoder
+from msq.extract.store_writer import Failure, ShardRows
+from msq.extract.transforms import normalise
+
+OnDegraded = Literal["keep", "skip", "fail"]
+FrameEncoder = VideoEncoder | ImageEncoder
+_TORCH = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def encode(encoder: FrameEncoder, frames: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+    """Features of a batch, float32 on the encoder's device.
+
+    Args:
+        encoder: video or image encoder.
+        frames: per clip uint8 `[T, 3, h, w]`.
+
+    Returns:
+        Tokens `[B, S, D']`, or image features averaged over frames `[B, D'']`.
+    """
+    spec = encoder.spec
+    pixels = torch.from_numpy(np.stack(frames)).to(encoder.device)
+    features = encoder(normalise(pixels, spec.mean, spec.std))
+    return features.mean(dim=1) if spec.kind == "image" else features
+
+
+def to_disk(features: torch.Tensor, store_dtype: str) -> NDArray[np.generic]:
+    """Float32 features in the dtype of the array on disk; bfloat16 as its bits, uint16."""
+    cast = features.to(_TORCH[store_dtype]).cpu().contiguous()
+    if store_dtype == "bfloat16":
+        return cast.view(torch.uint16).numpy()
+    return cast.numpy()
+
+
+class ShardBuilder:
+    """Collects the rows of one shard for the encoders that need it.
+
+    Args:
+        clips: the shard's clips.
+        first: row of the first of them.
+        encoders: name -> encoder.
+        store_dtype: dtype of the features.
+        on_degraded: what to do with a clip that decoded only in part: `keep` it (status 3),
+            `skip` it (status 2, with its reason) or `fail` the run.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        first: int,
+        encoders: Mapping[str, FrameEncoder],
+        store_dtype: schema.StoreDtype,
+        on_degraded: OnDegraded,
+    ) -> None:
+        self._clips = clips
+        self._first = first
+        self._encoders = encoders
+        self._store_dtype = store_dtype
+        self._on_degraded = on_degraded
+        self.pictures = tuple(dict.fromkeys(Picture.of(e.spec) for e in encoders.values()))
+        self.rows: dict[str, ShardRows] = {}
+        self.failures: list[Failure] = []
+        for slug, encoder in encoders.items():
+            features, times = schema.feature_arrays(encoder.spec, store_dtype)
+            count = len(clips)
+            self.rows[slug] = ShardRows(
+                np.zeros((count, *features.row), dtype=features.dtype),
+                np.full((count, *times.row), np.nan, dtype=np.float32),
+                np.zeros(count, dtype=np.uint8),
+            )
+
+    def add(self, window: Sequence[Decoded]) -> dict[str, float]:
+        """Encode one window of rows; returns seconds spent in each encoder.
+
+        Windows are fixed places in the shard, so that a clip's batch, and with it the last bits
+        of its features, depends on the clips beside it alone.
+
+        Raises:
+            VideoError: a clip is degraded and the run is to fail on that.
+        """
+        usable = [clip for clip in window if self._is_usable(clip)]
+        seconds = {}
+        for slug, encoder in self._encoders.items():
+            started = time.perf_counter()
+            if usable:
+                self._encode(slug, encoder, usable)
+            seconds[slug] = time.perf_counter() - started
+        return seconds
+
+    def _is_usable(self, clip: Decoded) -> bool:
+        path = self._clips[clip.row - self._first].path
+        if clip.degraded is not None and self._on_degraded == "fail":
+            raise VideoError(
+                f"{path}: {clip.degraded}; expected a clean file (--on-degraded keep goes on)"
+            )
+        reason = clip.reason
+        if clip.degraded is not None and self._on_degraded == "skip":
+            reason = clip.degraded
+        if reason is not None:
+            for slug in self._encoders:
+                self._mark(slug, clip.row, schema.UNDECODABLE, reason, clip.message)
+        return reason is None
+
+    def _encode(self, slug: str, encoder: FrameEncoder, clips: Sequence[Decoded]) -> None:
+        which = self.pictures.index(Picture.of(encoder.spec))
+        features = encode(encoder, [clip.frames[which] for clip in clips])
+        values = to_disk(features, self._store_dtype)
+        finite = torch.isfinite(features.to(_TORCH[self._store_dtype])).flatten(1).all(dim=1)
+        rows = self.rows[slug]
+        for clip, value, ok, feature in zip(clips, values, finite.tolist(), features, strict=True):
+            if not ok:
+                largest = float(feature.abs().max())
+                reason = (
+                    f"features of {slug} are not finite as {self._store_dtype} "
+                    f"(largest magnitude {largest:.4g}); try --store-dtype float32"
+                )
+                self._mark(slug, clip.row, schema.UNDECODABLE, reason, "")
+                continue
+            rows.features[clip.row - self._first] = value
+            rows.times[clip.row - self._first] = clip.times[which]
+            if clip.degraded is None:
+                rows.status[clip.row - self._first] = schema.OK
+            else:
+                self._mark(slug, clip.row, schema.DEGRADED, clip.degraded, clip.message)
+
+    def _mark(self, slug: str, row: int, status: int, reason: str, message: str) -> None:
+        place = row - self._first
+        self.rows[slug].status[place] = status
+        clip = self._clips[place].id
+        self.failures.append(Failure(row, clip, status, reason, message, slug))

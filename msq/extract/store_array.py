@@ -1,0 +1,187 @@
+"""Verified reads of one array of a feature store.
+
+Stores that msq wrote are read as raw files, each row checked against its crc32c. An array of
+another layout (a store rewritten by plain zarr with a compressor or other chunks) is read through
+zarr-python; files that are missing are an error there too, never zeros.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from msq.errors import StoreError
+from msq.extract.shard import Bytes, read_chunk, read_rows
+
+_ROW_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+_FILLS = {"NaN": np.nan, 0: 0}
+
+Name = Callable[[int], str]
+
+
+class StoreArray:
+    """One array `[clips, views, ...]` on disk.
+
+    Args:
+        path: the array's folder.
+
+    Raises:
+        StoreError: there is no array.
+
+    Attributes:
+        attributes: its `attributes.msq`, empty where it has none.
+        shape: its shape.
+        dtype: numpy dtype of what is on disk, little-endian.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            meta: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())
+        except FileNotFoundError:
+            raise StoreError(
+                f"{path}: no such array in the store; run msq extract again to complete it"
+            ) from None
+        except ValueError as error:
+            raise StoreError(f"{path / 'zarr.json'}: not readable as JSON ({error})") from None
+        if meta.get("node_type") != "array":
+            raise StoreError(f"{path / 'zarr.json'}: expected an array, found a group")
+        self.attributes: dict[str, Any] = meta.get("attributes", {}).get("msq", {})
+        self.shape: tuple[int, ...] = tuple(meta["shape"])
+        self._meta = meta
+        self._plain = meta["data_type"] in ("uint8", "uint16", "float16", "float32")
+        if self._plain:
+            self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
+        self._shard = self._rows_per_file()
+
+    def read(self, rows: NDArray[np.int64], view: int, name: Name) -> NDArray[np.generic]:
+        """Rows `[n, ...]` of one view, verified.
+
+        Args:
+            rows: indices along clip, each within range.
+            view: which view.
+            name: row -> the clip's id, for messages.
+
+        Raises:
+            StoreError: naming the file and the clip.
+        """
+        if not 0 <= view < self.shape[1]:
+            raise StoreError(f"{self.path}: view {view} asked for, it has {self.shape[1]}")
+        if self._shard is None:
+            return self._read_by_zarr(rows, view, name)
+        out = np.empty((len(rows), *self.shape[2:]), dtype=self.dtype)
+        if not len(rows):
+            return out
+        raw = out.reshape(len(rows), -1).view(np.uint8)
+        if self._shard == 0:
+            self._read_single(rows, view, raw, name)
+        else:
+            self._read_sharded(rows, view, raw, name)
+        return out
+
+    def status(self, view: int) -> NDArray[np.uint8]:
+        """All of a status array `[clips]`: 0 where a commit record is missing.
+
+        Raises:
+            StoreError: a commit record is damaged.
+        """
+        status = np.zeros(self.shape[0], dtype=np.uint8)
+        grid = self._meta["chunk_grid"]["configuration"]["chunk_shape"]
+        if self._meta["codecs"] != [{"name": "bytes"}, {"name": "crc32c"}] or grid[1] != 1:
+            status[:] = self._read_by_zarr(np.arange(len(status)), view, str)
+            return status
+        for first in range(0, len(status), grid[0]):
+            path = self._file(first // grid[0], view)
+            if path.exists():
+                part = status[first : first + grid[0]]
+                part[:] = read_chunk(path, grid[0])[: len(part)]
+        return status
+
+    def _read_single(self, rows: NDArray[np.int64], view: int, raw: Bytes, name: Name) -> None:
+        for place, row in enumerate(rows):
+            try:
+                raw[place] = read_chunk(self._file(int(row), view), raw.shape[1])
+            except StoreError as error:
+                raise StoreError(f"clip {name(int(row))!r}: {error}") from None
+
+    def _read_sharded(self, rows: NDArray[np.int64], view: int, raw: Bytes, name: Name) -> None:
+        size = self._shard or 1
+        fill = np.full(self.shape[2:], _FILLS[self._meta["fill_value"]], dtype=self.dtype)
+        fill_row = fill.reshape(-1).view(np.uint8)
+        order = np.argsort(rows // size, kind="stable")
+        starts = np.flatnonzero(np.diff(rows[order] // size, prepend=-1))
+        for start, stop in itertools.pairwise([*starts.tolist(), len(rows)]):
+            places = order[start:stop]
+            shard = int(rows[places[0]]) // size
+            slots = (rows[places] - shard * size).tolist()
+            contiguous = int(places[-1]) - int(places[0]) + 1 == len(places) and bool(
+                (np.diff(places) == 1).all()
+            )
+            # In-order reads land in the result itself; a shuffled one goes through a copy.
+            part = raw[places[0] : places[-1] + 1] if contiguous else raw[places]
+            ids = partial(_shifted, name, shard * size)
+            read_rows(self._file(shard, view), slots, size, part, fill_row, ids)
+            if not contiguous:
+                raw[places] = part
+
+    def _read_by_zarr(self, rows: NDArray[np.int64], view: int, name: Name) -> NDArray[np.generic]:
+        grid = self._meta["chunk_grid"]["configuration"]["chunk_shape"]
+        array = zarr.open_array(self.path, mode="r")
+        inner = [range(-(-n // c)) for n, c in zip(self.shape[2:], grid[2:], strict=True)]
+        for row in rows.tolist():
+            for rest in itertools.product(*inner):
+                key = array.metadata.encode_chunk_key((row // grid[0], view // grid[1], *rest))
+                if not (self.path / key).exists():
+                    raise StoreError(
+                        f"{self.path / key}: missing although clip {name(row)!r} is recorded as "
+                        "done (Zarr libraries would read zeros)"
+                    )
+        try:
+            selected = array.oindex[rows, view]
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StoreError(f"{self.path}: zarr cannot read these rows ({error})") from error
+        return np.asarray(selected)
+
+    def _file(self, unit: int, view: int) -> Path:
+        rest = ("0" for _ in self.shape[2:])
+        return self.path.joinpath("c", str(unit), str(view), *rest)
+
+    def _rows_per_file(self) -> int | None:
+        """Rows of one shard file; 0 for one row per plain file; None: leave it to zarr."""
+        meta = self._meta
+        row = list(self.shape[2:])
+        keys = {"name": "default", "configuration": {"separator": "/"}}
+        chunk = meta.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", [])
+        if (
+            not self._plain
+            or len(self.shape) < 3
+            or meta.get("chunk_key_encoding") != keys
+            or meta.get("fill_value") not in _FILLS
+            or chunk[1:] != [1, *row]
+        ):
+            return None
+        codecs = meta.get("codecs", [])
+        if codecs == _ROW_CODECS and chunk[0] == 1:
+            return 0
+        sharding = {
+            "name": "sharding_indexed",
+            "configuration": {
+                "chunk_shape": [1, 1, *row],
+                "codecs": _ROW_CODECS,
+                "index_codecs": _ROW_CODECS,
+                "index_location": "end",
+            },
+        }
+        return int(chunk[0]) if codecs == [sharding] else None
+
+
+def _shifted(name: Name, first: int, slot: int) -> str:
+    return name(first + slot)

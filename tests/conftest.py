@@ -1,0 +1,39 @@
+"""Fixtures shared by all tests. Tests are no package: what they share comes through here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def _load(name: str) -> ModuleType:
+    """A module beside this file, without putting its folder on the import path."""
+    file = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"msq_tests_{name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Small media files by name, see `tests/media.py`."""
+    return _load("media").Media(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real clips and annotations beside the repository; absent on most machines."""
+    folder = Path(os.environ.get("MSQ_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no folder of real clips: set MSQ_SHARED to one")
+    return folder
