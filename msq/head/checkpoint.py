@@ -1,0 +1,145 @@
+"""The files of a run: written under a temporary name, synced and renamed; nothing is pickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from msq.config import HeadConfig
+from msq.errors import MsqError
+from msq.head.features import Features
+from msq.head.model import MSQNet
+
+FORMAT = 1  # of head.safetensors
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash there is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values: tuples become lists, paths text, numbers that are not finite null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, atomically."""
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def save_head(path: Path, model: MSQNet, features: Features, protocol: str) -> None:
+    """Write `head.safetensors`: the parameters by their plain names, and what `predict` needs.
+
+    The header's entry `msq` is a JSON object: format, protocol, dataset, task, classes, head (the
+    configuration, width resolved), token_width, image_width, seed, encoders (specs), prompt, view.
+    """
+    meta = {
+        "format": FORMAT,
+        "protocol": protocol,
+        "dataset": features.name,
+        "task": features.task,
+        "classes": list(features.classes),
+        "head": dataclasses.asdict(dataclasses.replace(model.config, width=model.width)),
+        "token_width": model.memory.in_features,
+        "image_width": None if model.fuse_image is None else model.fuse_image.in_features,
+        "seed": model.seed,
+        "encoders": {kind: dict(spec) for kind, spec in features.specs.items()},
+        "prompt": features.prompt,
+        "view": features.view,
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    header = {"msq": json.dumps(jsonable(meta), ensure_ascii=False)}
+    write_atomic(path, safetensors.torch.save(tensors, header))
+
+
+def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MSQNet, dict[str, Any]]:
+    """Read `head.safetensors`: the head in evaluation mode, and the object of its header.
+
+    Raises:
+        MsqError: missing, not such a file, or written by a later format.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise MsqError(
+            f"{path}: no such file; is the run finished? `msq train-head` resumes it"
+        ) from None
+    except safetensors.SafetensorError as error:
+        raise MsqError(f"{path}: expected safetensors; {error}") from None
+    if "msq" not in header:
+        raise MsqError(
+            f"{path}: expected a head written by msq, found no entry 'msq' in its header"
+        )
+    meta: dict[str, Any] = json.loads(header["msq"])
+    if meta["format"] != FORMAT:
+        raise MsqError(f"{path}: expected format {FORMAT}, found {meta['format']}; update msq")
+    model = MSQNet(
+        HeadConfig(**meta["head"]),
+        classes=len(meta["classes"]),
+        token_width=meta["token_width"],
+        image_width=meta["image_width"],
+        text=tensors.get("text"),
+        seed=meta["seed"],
+    )
+    model.load_state_dict(tensors)
+    return model.eval().to(device), meta
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of an unfinished run; plain values and tensors only."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read what `save_state` wrote, tensors on the CPU; None where there is none."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def save_predictions(
+    path: Path, ids: Sequence[str], logits: Tensor, scores: Tensor, labels: Tensor
+) -> None:
+    """Write `predictions.npz`: `ids` [N]; `logits` and `scores` float32, `labels` uint8, [N, K].
+
+    Metrics are computed from the logits: as float32 probabilities, high ones may tie.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        ids=np.array(list(ids), dtype=np.str_),
+        logits=logits.float().cpu().numpy(),
+        scores=scores.float().cpu().numpy(),
+        labels=labels.to(torch.uint8).cpu().numpy(),
+    )
+    write_atomic(path, buffer.getvalue())

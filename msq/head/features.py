@@ -1,0 +1,290 @@
+"""Features resident in memory: what a head is trained on and scored on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from msq.errors import StoreError, UsageError
+
+MISSING, OK, FAILED, DEGRADED = 0, 1, 2, 3  # the store's `status`
+
+
+class StoreLike(Protocol):
+    """The part of a feature store that is read here (`msq.extract.store.FeatureStore` has it)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+
+    @property
+    def task(self) -> Any:
+        """`multilabel` or `singlelabel`."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names, K."""
+
+    @property
+    def clips(self) -> Sequence[str]:
+        """Ids of all N clips."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Split of each clip."""
+
+    def encoders(self, kind: str | None = None) -> Sequence[str]:
+        """Names of the encoders of one kind: `video`, `image`, `text`."""
+
+    def spec(self, encoder: str, kind: str | None = None) -> Any:
+        """How an encoder's arrays were made; image and text towers may share a name."""
+
+    def status(self, encoder: str, view: int = 0) -> Any:
+        """[N] status codes."""
+
+    def tokens(self, rows: Any, encoder: str | None = None, view: int = 0) -> Tensor:
+        """[rows, S, D']."""
+
+    def image(self, rows: Any, encoder: str | None = None, view: int = 0) -> Tensor:
+        """[rows, D'']."""
+
+    def labels(self, rows: Any = None) -> Tensor:
+        """[rows, K]."""
+
+    def text(self, encoder: str | None = None, prompt: str | None = None) -> Tensor:
+        """[K, D]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Encoder outputs and labels of N clips, in store order, and what made them.
+
+    Attributes:
+        name: dataset.
+        task: `multilabel` or `singlelabel`.
+        classes: K names.
+        ids: N clip ids.
+        splits: N of `train`, `val`, `test`.
+        tokens: [N, S, D'].
+        labels: [N, K] uint8.
+        image: [N, D''], or None.
+        text: [K, D_text], or None.
+        specs: for `video`, `image` and `text`, the encoder's spec as a plain dict.
+        prompt: the template that made `text` from class names, `{}` standing for the name.
+        view: which view of the clips.
+        left_out: clips of the store that are not here, by reason.
+        degraded: ids of the clips here whose decoding was not clean.
+    """
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    tokens: Tensor
+    labels: Tensor
+    image: Tensor | None = None
+    text: Tensor | None = None
+    specs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prompt: str | None = None
+    view: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that do not fit each other."""
+        n, k = len(self.ids), len(self.classes)
+        expected = {"splits": (n, len(self.splits)), "tokens": (n, len(self.tokens))}
+        expected["labels"] = (n, len(self.labels))
+        expected["label columns"] = (k, self.labels.shape[1])
+        if self.image is not None:
+            expected["image"] = (n, len(self.image))
+        if self.text is not None:
+            expected["text"] = (k, len(self.text))
+        for what, (wanted, found) in expected.items():
+            if wanted != found:
+                raise UsageError(f"features of {self.name}: {what}: expected {wanted}, "
+                                 f"found {found}")  # fmt: skip
+
+    def rows(self, *splits: str) -> Tensor:
+        """Row numbers [n] of the given splits, in store order, on the tokens' device."""
+        found = [row for row, split in enumerate(self.splits) if split in splits]
+        return torch.tensor(found, dtype=torch.long, device=self.tokens.device)
+
+    def select(
+        self, *, rows: Tensor | None = None, columns: Sequence[int] | None = None
+    ) -> Features:
+        """The same features for some rows and some classes, in the order given."""
+        changes: dict[str, Any] = {}
+        labels = self.labels
+        if rows is not None:
+            listed = rows.tolist()
+            changes["ids"] = tuple(self.ids[row] for row in listed)
+            changes["splits"] = tuple(self.splits[row] for row in listed)
+            changes["tokens"] = self.tokens[rows]
+            changes["image"] = None if self.image is None else self.image[rows]
+            kept = set(changes["ids"])
+            changes["degraded"] = tuple(clip for clip in self.degraded if clip in kept)
+            labels = labels[rows]
+        if columns is not None:
+            index = torch.tensor(list(columns), dtype=torch.long, device=labels.device)
+            changes["classes"] = tuple(self.classes[column] for column in columns)
+            changes["text"] = None if self.text is None else self.text[index]
+            labels = labels[:, index]
+        return dataclasses.replace(self, labels=labels, **changes)
+
+    def to(self, device: str | torch.device) -> Features:
+        """The same features on another device."""
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens.to(device),
+            labels=self.labels.to(device),
+            image=None if self.image is None else self.image.to(device),
+            text=None if self.text is None else self.text.to(device),
+        )
+
+    def coverage(self) -> str:
+        """A sentence such as `698 of 700 clips (2 failed; 1 degraded kept)`."""
+        total = len(self.ids) + sum(self.left_out.values())
+        notes = [f"{count} {reason}" for reason, count in self.left_out.items() if count]
+        if self.degraded:
+            notes.append(f"{len(self.degraded)} degraded kept")
+        return f"{len(self.ids)} of {total} clips" + (f" ({'; '.join(notes)})" if notes else "")
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must find again to be resumed: plain values, the long ones hashed.
+
+        The labels are in it and the feature values are not: the specs say how those were made.
+        """
+        rows = [list(self.ids), list(self.splits), self.labels.cpu().to(torch.uint8).tolist()]
+        return {
+            "dataset": self.name,
+            "task": self.task,
+            "classes": len(self.classes),
+            "class_hash": _hash(list(self.classes)),
+            "clips": len(self.ids),
+            "clip_hash": _hash(rows),
+            "tokens": list(self.tokens.shape[1:]),
+            "view": self.view,
+            "prompt": self.prompt or "",
+            "encoders": {kind: _hash(dict(spec)) for kind, spec in self.specs.items()},
+        }
+
+
+def load_features(
+    store: StoreLike,
+    video: str | None = None,
+    image: str | None = None,
+    text: str | None = None,
+    prompt: str | None = None,
+    view: int = 0,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+) -> Features:
+    """Read a store into memory: the clips that every encoder in use has encoded.
+
+    A clip is usable when its status is ok or degraded for the video encoder and, where there is
+    one, for the image encoder. The others are counted in `left_out`.
+
+    Args:
+        store: an open feature store.
+        video: name of the video encoder; None where the store has exactly one.
+        image: name of the image encoder; None takes the only one, if there is any.
+        text: name of the text encoder; None takes the only one, if there is any.
+        prompt: name of the prompt; None where the text encoder has exactly one.
+        view: 0 is the clean view.
+        device: where the tensors live.
+        dtype: of the features; None keeps the stored one.
+
+    Raises:
+        UsageError: an encoder that is not in the store, or several and none named.
+        StoreError: no usable clip.
+    """
+    names = {
+        "video": _encoder(store, "video", video),
+        "image": _encoder(store, "image", image),
+        "text": _encoder(store, "text", text),
+    }
+    if names["video"] is None:
+        raise StoreError(f"store of {store.name}: expected a video encoder's tokens, found none")
+    usable, degraded, left_out = _usable(store, names["video"], names["image"], view)
+    if not usable.numel():
+        raise StoreError(
+            f"store of {store.name}: no usable clip among {len(store.clips)} ({left_out}); "
+            "run `msq extract` again, or with --retry-failed"
+        )
+    ids, splits, listed = list(store.clips), list(store.splits), usable.tolist()
+    tokens = store.tokens(usable, names["video"], view)
+    pictures = None if names["image"] is None else store.image(usable, names["image"], view)
+    words = None if names["text"] is None else store.text(names["text"], prompt)
+    return Features(
+        name=store.name,
+        task=str(store.task),
+        classes=tuple(store.classes),
+        ids=tuple(ids[row] for row in listed),
+        splits=tuple(str(splits[row]) for row in listed),
+        tokens=_moved(tokens, device, dtype),
+        labels=torch.as_tensor(store.labels(usable)).to(device, torch.uint8),
+        image=None if pictures is None else _moved(pictures, device, dtype),
+        text=None if words is None else _moved(words, device, dtype),
+        specs={k: _plain(store.spec(name, k)) for k, name in names.items() if name is not None},
+        prompt=None if names["text"] is None else _template(store, names["text"], prompt),
+        view=view,
+        left_out=left_out,
+        degraded=tuple(ids[row] for row in degraded.tolist()),
+    )
+
+
+def _encoder(store: StoreLike, kind: str, wanted: str | None) -> str | None:
+    found = list(store.encoders(kind))
+    if wanted is not None and wanted not in found:
+        raise UsageError(f"store of {store.name}: no {kind} encoder {wanted!r}; it has {found}")
+    if wanted is None and len(found) > 1:
+        raise UsageError(f"store of {store.name}: several {kind} encoders {found}; name one with "
+                         f"features.{kind}=NAME")  # fmt: skip
+    return wanted or (found[0] if found else None)
+
+
+def _usable(
+    store: StoreLike, video: str, image: str | None, view: int
+) -> tuple[Tensor, Tensor, dict[str, int]]:
+    """Row numbers in use, those of them that are degraded, and how many others by reason."""
+    status = torch.as_tensor(store.status(video, view)).long().flatten()
+    missing, failed, degraded = status == MISSING, status == FAILED, status == DEGRADED
+    if image is not None:
+        other = torch.as_tensor(store.status(image, view)).long().flatten()
+        missing |= other == MISSING
+        failed |= other == FAILED
+        degraded |= other == DEGRADED
+    usable = ~(missing | failed)
+    left_out = {"failed": int(failed.sum()), "missing": int((missing & ~failed).sum())}
+    return usable.nonzero().flatten(), (usable & degraded).nonzero().flatten(), left_out
+
+
+def _template(store: StoreLike, text: str, prompt: str | None) -> str:
+    """The template behind a prompt's name, where the store tells; else the plain name."""
+    templates = getattr(store, "prompts", None)
+    if templates is None:
+        return "{}"
+    found: Mapping[str, str] = templates(text)
+    return found[prompt] if prompt is not None else next(iter(found.values()))
+
+
+def _plain(spec: Any) -> dict[str, Any]:
+    return dict(spec) if isinstance(spec, Mapping) else dict(spec.to_dict())
+
+
+def _moved(x: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
+    return torch.as_tensor(x).to(device=device, dtype=dtype)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

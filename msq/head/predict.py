@@ -1,0 +1,311 @@
+"""A trained head as a tool: videos in, labels with scores out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msq.errors import SpecMismatch, UsageError, VideoError, WeightsError
+from msq.head.checkpoint import load_model
+from msq.head.evaluate import probabilities, require_same_making, score
+from msq.head.features import Features, StoreLike, load_features
+from msq.head.model import MSQNet
+
+
+def load_head(
+    run: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    weights: Mapping[str, str] | None = None,
+) -> Head:
+    """Load the head of a finished run; its encoders are loaded when they are first needed.
+
+    Args:
+        run: the run directory, or its `head.safetensors`.
+        device: where to compute.
+        weights: where the encoders' weights lie now, if they moved, for `video`, `image` and
+            `text` (which falls back on `image`: both are towers of one CLIP). They are accepted
+            only with the SHA-256 that the run recorded.
+
+    Raises:
+        MsqError: no finished run there.
+    """
+    path = Path(run)
+    file = path / "head.safetensors" if path.is_dir() or path.suffix != ".safetensors" else path
+    model, meta = load_model(file, device)
+    return Head(model, meta, str(run), torch.device(device), dict(weights or {}))
+
+
+class Head:
+    """A trained head with the means to encode new videos and new labels.
+
+    Attributes:
+        model: the head.
+        meta: the header of `head.safetensors`.
+        classes: names of the classes it was trained on.
+    """
+
+    def __init__(
+        self,
+        model: MSQNet,
+        meta: Mapping[str, Any],
+        name: str,
+        device: torch.device,
+        weights: Mapping[str, str],
+    ) -> None:
+        self.model, self.meta, self.name, self.device = model, dict(meta), name, device
+        self.classes: tuple[str, ...] = tuple(meta["classes"])
+        self.weights = dict(weights)
+        self._encoders: dict[str, Any] = {}
+
+    def predict(
+        self,
+        what: str | Path | Sequence[str | Path] | Sequence[int] | Tensor | Features,
+        labels: Sequence[str] | None = None,
+        *,
+        prompt: str | None = None,
+        store: StoreLike | None = None,
+    ) -> list[dict[str, Any]]:
+        """Score labels for videos, or for rows of a store.
+
+        Args:
+            what: a video file or frame folder, several of them, row numbers of `store`, or
+                features.
+            labels: what to look for; None means the classes of the run. Any words can be given to
+                a head with a `shared` or `text` classifier, and any of its own classes to all.
+            prompt: template for labels the run did not have; None is the run's own.
+            store: an open feature store, for row numbers.
+
+        Returns:
+            For each clip `clip` (its name), `predictions` (a list of `label` and `score`, highest
+            first; the score is a probability) and, where there are any, `unknown_words`: words of
+            the labels that mean nothing to the text encoder. `degraded` says what was wrong with a
+            video that could be read in part; `error` that it could not be read, and then there are
+            no predictions.
+
+        Raises:
+            UsageError: labels that the classifier cannot score, or row numbers without a store.
+            SpecMismatch: a store, or encoder weights, other than those of the run.
+        """
+        text, trained, unknown = self._labels(labels, prompt)
+        names = list(labels) if labels is not None else list(self.classes)
+        features, notes = self._features(what, store)
+        rows = torch.arange(len(features.ids), device=self.device)
+        logits = score(self.model, features, rows, text=text, trained=trained)
+        scores = probabilities(logits, self.meta["task"]).tolist()
+        results, row = [], 0
+        for clip, note in notes:
+            item: dict[str, Any] = {"clip": clip, "predictions": [], **note}
+            if "error" not in note:
+                pairs = sorted(zip(names, scores[row], strict=True), key=lambda p: -p[1])
+                item["predictions"] = [{"label": name, "score": value} for name, value in pairs]
+                row += 1
+            if unknown:
+                item["unknown_words"] = unknown
+            results.append(item)
+        return results
+
+    def unknown_words(self, labels: Sequence[str]) -> list[str]:
+        """Words of the labels that mean nothing to the run's text encoder."""
+        if self.model.text is None and self.model.config.queries == "vanilla":
+            return []
+        encoder = self._encoder("text")
+        words = (word for label in labels for word in encoder.unknown_words(label))
+        return list(dict.fromkeys(words))
+
+    def _labels(
+        self, labels: Sequence[str] | None, prompt: str | None
+    ) -> tuple[Tensor | None, Tensor | None, list[str]]:
+        """Text embeddings and places among the trained classes, for `MSQNet.forward`."""
+        if labels is None:
+            return None, None, []
+        repeated = sorted({name for name in labels if list(labels).count(name) > 1})
+        if isinstance(labels, str) or not labels or repeated:
+            raise UsageError(
+                f"labels: expected a list of different names, found {labels!r}"
+                + (f" with {repeated} repeated" if repeated else "")
+            )
+        place = {name: k for k, name in enumerate(self.classes)}
+        # Under another prompt, a class of the run is no longer what was trained.
+        same_prompt = prompt is None or prompt == self.meta["prompt"]
+        trained = [place.get(name, -1) if same_prompt else -1 for name in labels]
+        others = [name for name, k in zip(labels, trained, strict=True) if k < 0]
+        if others and self.meta["head"]["classifier"] == "per-class":
+            near = difflib.get_close_matches(others[0], self.classes, n=3)
+            raise UsageError(
+                f"{self.name}: {others[0]!r} is not among its {len(self.classes)} classes"
+                f"{f' (nearest: {near})' if near else ''}, and its classifier 'per-class' has no "
+                "weights for other labels; train the head with --classifier text or "
+                "--classifier shared"
+            )
+        if self.model.text is None:
+            return None, torch.tensor(trained), []  # `vanilla`: words play no part
+        text = torch.zeros(len(labels), self.model.text.shape[1], device=self.device)
+        own = [(i, k) for i, k in enumerate(trained) if k >= 0]
+        if own:
+            i, k = (list(x) for x in zip(*own, strict=True))
+            text[i] = self.model.text[k]
+        if others:
+            template = prompt if prompt is not None else self.meta["prompt"] or "{}"
+            new = [i for i, k in enumerate(trained) if k < 0]
+            text[new] = self._encoder("text")(others, template).to(text)
+        return text, torch.tensor(trained), self.unknown_words(others) if others else []
+
+    def _features(
+        self, what: Any, store: StoreLike | None
+    ) -> tuple[Features, list[tuple[str, dict[str, str]]]]:
+        """Features of the clips that can be scored, and for every clip its name and notes."""
+        if isinstance(what, str | Path):
+            what = [what]
+        if not isinstance(what, Features) and all(isinstance(x, str | Path) for x in what):
+            return self._encode([Path(x) for x in what])
+        if not isinstance(what, Features):
+            what = self._rows(what, store)
+        require_same_making(self.meta, what, self.name)
+        return what.to(self.device), [(clip, {}) for clip in what.ids]
+
+    def _rows(self, rows: Any, store: StoreLike | None) -> Features:
+        if store is None:
+            raise UsageError("predict: row numbers need store=, an open feature store")
+        specs = self.meta["encoders"]
+        video, image, text = (specs.get(k, {}).get("slug") for k in ("video", "image", "text"))
+        features = load_features(store, video, image, text, view=self.meta["view"])
+        ids = list(store.clips)
+        wanted = [ids[int(row)] for row in rows]
+        place = {clip: row for row, clip in enumerate(features.ids)}
+        missing = [clip for clip in wanted if clip not in place]
+        if missing:
+            raise UsageError(f"store of {store.name}: {len(missing)} of the rows asked for have no "
+                             f"features, the first is {missing[0]!r}")  # fmt: skip
+        return features.select(rows=torch.tensor([place[clip] for clip in wanted]))
+
+    def _encode(self, paths: Sequence[Path]) -> tuple[Features, list[tuple[str, dict[str, str]]]]:
+        """Decode and encode videos one by one; each is decoded once where the encoders agree."""
+        kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
+        notes, outputs = [], []
+        for path in paths:
+            note: dict[str, str] = {}
+            try:
+                outputs.append([x.to(self.device) for x in self._encode_one(path, kinds, note)])
+            except VideoError as error:
+                note["error"] = str(error)
+            notes.append((path.stem if path.is_file() else path.name, note))
+        n, k = len(outputs), len(self.classes)
+        spec = self.meta["encoders"]["video"]
+        empty = torch.zeros(0, spec["tokens"], spec["channels"], device=self.device)
+        features = Features(
+            name=self.meta["dataset"],
+            task=self.meta["task"],
+            classes=self.classes,
+            ids=tuple(str(i) for i in range(n)),
+            splits=("test",) * n,
+            tokens=torch.cat([x[0] for x in outputs]) if n else empty,
+            labels=torch.zeros(n, k, dtype=torch.uint8, device=self.device),
+            image=torch.cat([x[1] for x in outputs]) if n and len(kinds) > 1 else None,
+        )
+        return features, notes
+
+    def _encode_one(self, path: Path, kinds: Sequence[str], note: dict[str, str]) -> list[Tensor]:
+        """Tokens [1, S, D'] and, with an image encoder, the mean of its vectors [1, D'']."""
+        from msq.extract.transforms import normalise, resize_crop
+        from msq.extract.video import decode_clip
+
+        decoded: dict[tuple[int, str], Any] = {}
+        outputs = []
+        for kind in kinds:
+            encoder = self._encoder(kind)
+            spec = encoder.spec
+            key = (spec.frames, spec.sampling)
+            if key not in decoded:
+                decoded[key] = decode_clip(path, spec.frames, sampling=spec.sampling)
+            clip = decoded[key]
+            if clip.degraded:
+                note["degraded"] = clip.degraded
+            frames = resize_crop(clip.frames, spec.size, spec.resize)
+            out = encoder(normalise(frames, spec.mean, spec.std)[None])
+            outputs.append(out if kind == "video" else out.mean(1))
+        return outputs
+
+    def _encoder(self, kind: str) -> Any:
+        """The run's encoder of one kind, loaded once and checked against the recorded spec."""
+        if kind not in self._encoders:
+            if kind not in self.meta["encoders"]:
+                raise UsageError(f"{self.name}: the run recorded no {kind} encoder; predict from "
+                                 "features in place of videos")  # fmt: skip
+            try:
+                self._encoders.update(self._loaded(kind, self.meta["encoders"][kind]))
+            except WeightsError as error:
+                raise WeightsError(
+                    f"{self.name}: its {kind} encoder cannot be loaded: {error}. If the weights "
+                    "moved, say where they are with --video-weights or --image-weights"
+                ) from error
+        return self._encoders[kind]
+
+    def _loaded(self, kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Encoders by kind: a video encoder alone, or both towers of a CLIP.
+
+        Raises:
+            SpecMismatch: the encoder at hand is not the recorded one; the message holds the
+                difference.
+            WeightsError: not found, or unreadable.
+        """
+        from msq.extract.encoders import load_clip, load_video_encoder
+
+        moved = self.weights.get(kind)
+        if kind == "text":
+            moved = moved or self.weights.get("image")
+        source = moved or recorded["weights"]
+        options: dict[str, Any] = {
+            "precision": recorded["precision"],
+            "device": self.device,
+        }
+        if kind != "text":
+            options.update(
+                frames=recorded["frames"],
+                size=recorded["size"],
+                sampling=recorded["sampling"],
+                resize=recorded["resize"],
+                mean=tuple(recorded["mean"]),
+                std=tuple(recorded["std"]),
+            )
+        if kind == "video":
+            notes = recorded.get("resized", "")
+            encoder = load_video_encoder(
+                "timesformer",
+                None if source == "embedded" else source,
+                pooling=recorded["pooling"],
+                time_resize="linear"
+                if notes.endswith("linear") or "linear," in notes
+                else "nearest",
+                space_resize="bicubic" if notes.endswith("bicubic") else "nearest",
+                **options,
+            )
+            found: dict[str, Any] = {"video": encoder}
+        else:
+            name, weights = source, None
+            if Path(source.removeprefix("local-dir:")).is_file():
+                name, weights = recorded["architecture"], source
+            image, text = load_clip(name, weights, output=recorded["output"], **options)
+            found = {"image": image, "text": text} if kind == "image" else {"text": text}
+        lines = _difference(recorded, found[kind])
+        if lines:
+            raise SpecMismatch(
+                f"{self.name}: the {kind} encoder from {source!r} is not the one the head was "
+                "trained on:\n  " + "\n  ".join(lines)
+            )
+        # The text tower that came along serves only if it is the recorded one, too.
+        if kind == "image" and _difference(self.meta["encoders"].get("text", {}), found["text"]):
+            del found["text"]
+        return found
+
+
+def _difference(recorded: Mapping[str, Any], encoder: Any) -> list[str]:
+    """Lines that tell an encoder from a recorded spec; its name, which may change, left out."""
+    from msq.extract.encoders import difference
+
+    return difference({**recorded, "slug": ""}, {**encoder.spec.to_dict(), "slug": ""})

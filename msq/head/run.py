@@ -1,0 +1,147 @@
+"""The run directory: what it was asked for, what happened, and whether it is done."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from msq import config as configuration
+from msq.config import RunConfig
+from msq.errors import SpecMismatch, UsageError
+from msq.head.checkpoint import jsonable, write_atomic, write_json
+from msq.head.features import Features
+from msq.head.model import MSQNet
+
+FILES = ("result.json", "config.toml", "env.json", "metrics.jsonl", "head.safetensors", "state.pt",
+         "predictions.npz", "log.txt")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a training run gave.
+
+    Attributes:
+        run: its directory; None where nothing was written.
+        finished: False when it was stopped on request before its end.
+        result: the contents of `result.json`; empty unless finished.
+        model: the head with the chosen weights, in evaluation mode; the latest ones if unfinished.
+    """
+
+    run: Path | None
+    finished: bool
+    result: dict[str, Any]
+    model: MSQNet
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Test metrics by their JSON names."""
+        metrics: dict[str, Any] = self.result.get("metrics", {})
+        return metrics
+
+
+class RunDirectory:
+    """One run's directory; with `path` None everything is kept in memory only.
+
+    Args:
+        path: the directory, made when missing.
+        config: of the run.
+        features: it is trained on.
+        overwrite: delete the files of an earlier run there.
+
+    Raises:
+        SpecMismatch: a run with another configuration or other features is in it.
+        UsageError: files that are no run are in it.
+    """
+
+    def __init__(
+        self, path: Path | None, config: RunConfig, features: Features, overwrite: bool = False
+    ) -> None:
+        self.path = path
+        if path is None:
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for name in FILES:
+                (path / name).unlink(missing_ok=True)
+        if (path / "config.toml").exists():
+            _require_same(path, config, features)
+        elif any(path.iterdir()) and not overwrite:
+            raise UsageError(
+                f"{path}: expected an empty or new folder, or a run; found files but no config.toml"
+            )
+        else:
+            text = configuration.to_toml(config, features.identity())
+            write_atomic(path / "config.toml", text.encode())
+
+    def stored_result(self) -> dict[str, Any] | None:
+        """The result of a finished run; it is written last, so the rest is there too."""
+        if self.path is None or not (self.path / "result.json").exists():
+            return None
+        result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return result
+
+    def write_environment(self, device: torch.device) -> None:
+        """Write `env.json`: versions, processor, threads. No names of people or machines."""
+        if self.path is None:
+            return
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        write_json(
+            self.path / "env.json",
+            {
+                "python": sys.version.split()[0],
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "system": f"{platform.system()} {platform.machine()}",
+                "device": device.type,
+                "gpu": gpu,
+                "threads": torch.get_num_threads(),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            },
+        )
+
+    def write_history(self, history: list[dict[str, float]]) -> None:
+        """Write `metrics.jsonl` anew, one line per epoch: after a crash it holds no stray lines."""
+        if self.path is not None:
+            lines = "".join(json.dumps(jsonable(line)) + "\n" for line in history)
+            write_atomic(self.path / "metrics.jsonl", lines.encode())
+
+    def append_history(self, line: dict[str, float]) -> None:
+        """Add one epoch to `metrics.jsonl`."""
+        if self.path is not None:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(jsonable(line)) + "\n")
+
+    def log(self, message: str) -> None:
+        """Add a line with the time to `log.txt`."""
+        if self.path is not None:
+            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{now} {message}\n")
+
+
+def _require_same(path: Path, config: RunConfig, features: Features) -> None:
+    file = path / "config.toml"
+    try:
+        stored = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: expected the configuration of a run; {error}") from None
+    data = stored.get("data", {})
+    lines = configuration.difference(
+        configuration.to_dict(configuration.from_dict(stored, str(file))),
+        configuration.to_dict(config),
+    )
+    lines += [f"data.{line}" for line in configuration.difference(data, features.identity())]
+    if lines:
+        raise SpecMismatch(
+            f"{path}: a run of another making is there (expected: the stored one, found: the one "
+            "asked for); choose another directory or overwrite it\n  " + "\n  ".join(lines)
+        )
