@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: env demo test lint types check wheel clean
+.PHONY: env demo test lint types check docs wheel clean
 
 env: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ types: env
 	$(BIN)/mypy
 
 check: lint types test
+
+docs: env
+	$(BIN)/python -m typer msq.cli utils docs --name msq --title "msq on the command line" \
+	  --output docs/cli.md
 
 wheel: env
 	$(BIN)/python -m build --wheel

@@ -1,0 +1,425 @@
+"""The command line. A command parses, calls one function, renders; nothing heavy at import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from msq import __version__
+from msq.errors import MsqError
+
+app = typer.Typer(
+    name="msq",
+    help="Multi-label action recognition with multi-modal queries: extract once, learn many times.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+store_app = typer.Typer(help="Look at a feature store.", no_args_is_help=True)
+encoders_app = typer.Typer(help="What can encode.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+app.add_typer(encoders_app, name="encoders")
+
+
+class Queries(StrEnum):
+    """Where the class queries come from."""
+
+    vanilla = "vanilla"
+    text = "text"
+    multimodal = "multimodal"
+
+
+class Classifier(StrEnum):
+    """How a query becomes a score."""
+
+    per_class = "per-class"
+    shared = "shared"
+    text = "text"
+
+
+class Task(StrEnum):
+    """Many labels a clip, or exactly one."""
+
+    multilabel = "multilabel"
+    singlelabel = "singlelabel"
+
+
+class Pooling(StrEnum):
+    """What is kept of a video encoder's tokens."""
+
+    frame = "frame"
+    band = "band"
+    patch = "patch"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the encoders' forward pass."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class ClipOutput(StrEnum):
+    """Which of CLIP's outputs are stored."""
+
+    projected = "projected"
+    pooler = "pooler"
+
+
+class Sampling(StrEnum):
+    """Which frames of a clip are shown to the encoders."""
+
+    uniform = "uniform"
+    official = "official"
+
+
+class Resize(StrEnum):
+    """How frames are resized."""
+
+    torch = "torch"
+    pil = "pil"
+
+
+class StoreType(StrEnum):
+    """Number type of stored features."""
+
+    float16 = "float16"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class OnDegraded(StrEnum):
+    """What becomes of a damaged video that still gives frames."""
+
+    keep = "keep"
+    skip = "skip"
+    fail = "fail"
+
+
+class Policy(StrEnum):
+    """What becomes of a manifest line that cannot be used."""
+
+    skip = "skip"
+    error = "error"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Never falls back.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Configuration overrides.")
+]
+Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"msq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: msq demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the world, the store, runs and page.")] = (
+        Path("demo")
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the world and of the training.")] = 0,
+    small: Annotated[bool, typer.Option("--small", help="A few clips, for a quick look.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole pipeline on a small world generated on the spot; needs no network."""
+    from msq.demo import Demo
+    from msq.report import demo_page, terminal
+
+    result = Demo(out=out, seed=seed, small=small, quiet=quiet).run()
+    if json:
+        terminal.print_json(result)
+    else:
+        demo_page.print_tables(result)
+
+
+@app.command(epilog="Example: msq world world --train 600 --test 200 --seed 7")
+def world(
+    out: Annotated[Path, typer.Argument(help="Folder to write the videos and manifests to.")],
+    train: Annotated[int, typer.Option(min=1, help="Training videos.")] = 600,
+    val: Annotated[int, typer.Option(min=0, help="Validation videos.")] = 0,
+    test: Annotated[int, typer.Option(min=1, help="Test videos.")] = 200,
+    seed: Annotated[int, typer.Option(help="Same seed, same videos.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Generate the synthetic world: H.264 videos of actors and their manifests."""
+    from msq.report import terminal
+    from msq.world import generate_world
+
+    with terminal.progress("rendering videos", quiet=quiet) as update:
+        made = generate_world(out, train=train, val=val, test=test, seed=seed, progress=update)
+    if json:
+        terminal.print_json({"manifest": str(made.manifest), "videos": train + val + test})
+    else:
+        typer.echo(made.manifest)
+
+
+@app.command(epilog="Example: msq extract --manifest clips.csv --out clips.zarr")
+def extract(
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL manifest, or a folder per class.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset's name (with --root).")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The store; NAME.zarr by default.")] = None,
+    video_encoder: Annotated[
+        str,
+        typer.Option(help="embedded, none, hf-hub:ORG/NAME, local-dir:DIR, a folder or a file."),
+    ] = "embedded",
+    image_encoder: Annotated[
+        str,
+        typer.Option(help="embedded, none, ARCH/PRETRAINED, ARCH/FILE, hf-hub:… or local-dir:…"),
+    ] = "embedded",
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Another CLIP's text tower; none for no text.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="Template with {}; may be given several times.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
+    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
+    frames: Annotated[int | None, typer.Option(help="Frames per clip.", min=1)] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels of the square crop.", min=1)] = None,
+    pooling: Annotated[Pooling, typer.Option(help="Tokens to keep.")] = Pooling.frame,
+    clip_output: Annotated[
+        ClipOutput, typer.Option(help="In the joint space, or before the projection.")
+    ] = ClipOutput.projected,
+    sampling: Annotated[
+        Sampling, typer.Option(help="Segment centres, or as the authors' code rounds them.")
+    ] = Sampling.uniform,
+    resize: Annotated[
+        Resize, typer.Option(help="torch is fast with PIL parity, pil is exact.")
+    ] = Resize.torch,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = Precision.fp32,
+    store_dtype: Annotated[
+        StoreType, typer.Option(help="Number type in the store.")
+    ] = StoreType.float16,
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Clips per encoder call.", min=1)] = 8,
+    shard: Annotated[int, typer.Option(help="Clips per shard.", min=1)] = 64,
+    workers: Annotated[
+        int | None, typer.Option(help="Decode processes; 0 decodes in this one.", min=0)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do shards with failed clips again.")
+    ] = False,
+    on_degraded: Annotated[
+        OnDegraded, typer.Option(help="Damaged videos that still give frames.")
+    ] = OnDegraded.keep,
+    policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage one: run the encoders over the videos once and write a feature store. Resumes."""
+    from msq.extract.request import ExtractRequest
+    from msq.report import stage_one
+
+    request = ExtractRequest(
+        manifest=manifest,
+        dataset=dataset,
+        root=root,
+        out=out,
+        classes=classes,
+        task=task.value,
+        policy=policy.value,
+        limit=limit,
+        video_encoder=video_encoder,
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        prompts=tuple(prompts or ("{}",)),
+        frames=frames,
+        size=size,
+        pooling=pooling.value,
+        clip_output=clip_output.value,
+        sampling=sampling.value,
+        resize=resize.value,
+        precision=precision.value,
+        store_dtype=store_dtype.value,
+        device=device,
+        shard=shard,
+        batch=batch,
+        workers=workers,
+        retry_failed=retry_failed,
+        on_degraded=on_degraded.value,
+    )
+    result = stage_one.run(request, quiet=quiet)
+    stage_one.show(result, json=json)
+    raise typer.Exit(stage_one.exit_code(result))
+
+
+@app.command("train-head", epilog="Example: msq train-head clips.zarr --out runs/a optim.lr=3e-4")
+def train_head(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/STORE by default.")] = None,
+    queries: Annotated[Queries | None, typer.Option(help="head.queries")] = None,
+    classifier: Annotated[Classifier | None, typer.Option(help="head.classifier")] = None,
+    protocol: Annotated[str | None, typer.Option(help="train.protocol: paper.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
+    val: Annotated[float | None, typer.Option(help="train.val: share of train held out.")] = None,
+    config: Config = None,
+    device: Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what an earlier run left in RUN.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage two: train a head on a feature store. Goes on with an unfinished run."""
+    from msq.report import stage_two
+
+    settings = stage_two.settings(
+        config,
+        overrides,
+        {
+            "head.queries": queries,
+            "head.classifier": classifier,
+            "train.protocol": protocol,
+            "train.epochs": epochs,
+            "train.seed": seed,
+            "train.val": val,
+        },
+    )
+    result = stage_two.train(store, settings, out, device=device, overwrite=overwrite, quiet=quiet)
+    stage_two.show(result, json=json)
+
+
+@app.command("eval", epilog="Example: msq eval runs/a clips.zarr --split test")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory of a trained head.")],
+    store: Annotated[Path, typer.Argument(help="Feature store made by the same encoders.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Score a trained head on a store, under every protocol's metrics."""
+    from msq.report import stage_two
+
+    stage_two.show(stage_two.evaluate(run, store, split, device=device), json=json)
+
+
+@app.command(epilog='Example: msq predict new.mp4 --run runs/a --labels "bird flying,dog eating"')
+def predict(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO…", help="Files or folders.")],
+    run: Annotated[Path, typer.Option(help="Run directory of a trained head.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Other words than the run's classes, comma-separated.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Only the best N labels.", min=1)] = None,
+    video_encoder: Annotated[
+        str | None, typer.Option(help="Where the video encoder's weights are now, if moved.")
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="Where CLIP's weights are now, if moved.")
+    ] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Say what is done in new videos, with the run's classes or any other words."""
+    from msq.report import stage_two
+
+    words = None if labels is None else [x.strip() for x in labels.split(",") if x.strip()]
+    weights = {"video": video_encoder, "clip": image_encoder}
+    result = stage_two.predict(run, videos, words, weights=weights, top=top, device=device)
+    stage_two.show_predictions(result, json=json)
+    raise typer.Exit(stage_two.prediction_exit_code(result))
+
+
+@app.command("zero-shot", epilog="Example: msq zero-shot clips.zarr --seen 50,75 --splits 10")
+def zero_shot(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    overrides: Overrides = None,
+    seen: Annotated[str, typer.Option(help="Shares of seen classes, percent.")] = "50,75",
+    splits: Annotated[int, typer.Option(help="Random class splits for each share.", min=1)] = 10,
+    queries: Annotated[str, typer.Option(help="vanilla, text, multimodal or all.")] = "all",
+    classifier: Annotated[Classifier | None, typer.Option(help="shared or text.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first split.")] = None,
+    config: Config = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train on some classes, score on classes never trained; mean ± std over class splits."""
+    from msq.report import stage_two
+
+    settings = stage_two.zero_shot_settings(
+        config,
+        overrides,
+        {"head.classifier": classifier, "train.epochs": epochs, "train.seed": seed},
+    )
+    result = stage_two.zero_shot(store, settings, seen, splits, queries, device=device, quiet=quiet)
+    stage_two.show_zero_shot(result, json=json)
+
+
+@store_app.command(epilog="Example: msq store inspect clips.zarr")
+def inspect(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    json: Json = False,
+) -> None:
+    """Say what a store holds, how it was made and how complete it is."""
+    from msq.report import stage_one
+
+    stage_one.show_store(store, json=json)
+
+
+@store_app.command(epilog="Example: msq store verify clips.zarr")
+def verify(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    json: Json = False,
+) -> None:
+    """Read every row that is recorded as done; checksums must agree (exit code 4 if not)."""
+    from msq.report import stage_one
+
+    if not stage_one.verify_store(store, json=json):
+        raise typer.Exit(4)
+
+
+@encoders_app.command("list", epilog="Example: msq encoders list")
+def list_encoders(json: Json = False) -> None:
+    """Say what each encoder needs and under what licence its weights are."""
+    from msq.report import stage_one
+
+    stage_one.show_encoders(json=json)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point: run a command; errors made for people print without a traceback.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 finished with failures, 4 verification failed,
+    130 interrupted.
+    """
+    # Two pools of spinning threads on few cores are many times slower than one that waits.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(arguments)
+    except MsqError as error:
+        sys.stderr.write(f"msq: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("msq: interrupted; what was finished is kept, run again to go on\n")
+        sys.exit(130)

@@ -1,0 +1,215 @@
+"""The whole pipeline on a small world: render, extract, train, compare, predict, show."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msq import config as configuration
+from msq.config import RunConfig
+from msq.errors import MsqError
+from msq.report import demo_page, stage_one, stage_two, terminal
+
+if TYPE_CHECKING:
+    from msq.head.features import Features
+    from msq.head.run import RunResult
+    from msq.world import World
+
+MODES = ("vanilla", "text", "multimodal")
+UNSEEN_SHARE = 0.25
+# A small head is enough for a small world; on two cores an epoch takes about a second.
+HEAD = (
+    "head.layers=2",
+    "head.heads=4",
+    "head.ffn=256",
+    "optim.lr=1e-3",
+    "train.epochs=20",
+    "train.batch=32",
+)
+# Queries must generalise to words never trained, so all classes share one classifier.
+ZERO_SHOT = ("head.classifier=shared", "train.epochs=15")
+
+
+@dataclass
+class Demo:
+    """One run of the demo.
+
+    Attributes:
+        out: folder for everything it makes.
+        seed: of the world, the class split and the training.
+        small: a few clips and epochs, to see that everything works; its numbers mean little.
+        quiet: no progress on stderr.
+        videos: training and test videos.
+    """
+
+    out: Path
+    seed: int = 0
+    small: bool = False
+    quiet: bool = False
+    videos: tuple[int, int] = (640, 240)
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        """Do it all; the result has the keys that `msq demo --json` prints.
+
+        Raises:
+            MsqError: no video of the world could be used.
+        """
+        began = time.perf_counter()
+        if self.small:
+            self.videos = (96, 48)
+        self.out.mkdir(parents=True, exist_ok=True)
+        world = self._render()
+        features = self._extract(world)
+        train = self._train(features)
+        baselines = self._baselines(features)
+        zero_shot = self._zero_shot(features, world)
+        predictions = self._predict(world)
+        result: dict[str, Any] = {
+            "videos": sum(self.videos),
+            "classes": len(features.classes),
+            "seed": self.seed,
+            "train": {mode: run["metrics"] for mode, run in train.items()},
+            "baselines": baselines,
+            "zero_shot": zero_shot,
+            "predictions": predictions,
+            "artifacts": self.artifacts,
+        }
+        self._say("writing the page")
+        page = demo_page.build(result, world, train, self.out)
+        self.artifacts["report"] = str(page)
+        result["seconds"] = time.perf_counter() - began
+        (self.out / "demo.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        self._say(f"done in {result['seconds']:.0f} s; look at {page}")
+        return result
+
+    def _say(self, message: str) -> None:
+        if not self.quiet:
+            terminal.say(message)
+
+    def _render(self) -> World:
+        from msq.world import generate_world
+
+        train, test = self.videos
+        self._say(
+            f"1/6  rendering {train + test} videos of people, dogs, horses, birds, fish and snakes"
+        )
+        with terminal.progress("rendering", quiet=self.quiet) as update:
+            world = generate_world(
+                self.out / "world", train=train, test=test, seed=self.seed, progress=update
+            )
+        self.artifacts["world"] = str(world.manifest)
+        return world
+
+    def _extract(self, world: World) -> Features:
+        from msq.extract.request import ExtractRequest
+        from msq.extract.store import open_store
+        from msq.head.features import load_features
+
+        self._say("2/6  decoding each video once, encoding it with TimeSformer and CLIP")
+        request = ExtractRequest(
+            manifest=world.manifest, classes=world.classes_file, out=self.out / "world.zarr"
+        )
+        made = stage_one.run(request, quiet=self.quiet)
+        if not made.done:
+            raise MsqError(f"{world.manifest}: none of its {made.clips} videos could be encoded")
+        self.artifacts["store"] = str(request.out)
+        features = load_features(open_store(self.out / "world.zarr"))
+        self._say(f"     {features.coverage()}")
+        return features
+
+    def _config(self, *overrides: str) -> RunConfig:
+        short = ("train.epochs=3",) if self.small else ()
+        assignments = (*HEAD, *overrides, *short, f"train.seed={self.seed}")
+        return configuration.override(RunConfig(), assignments)
+
+    def _train(self, features: Features) -> dict[str, dict[str, Any]]:
+        """A head for each query mode, all classes trained; the contents of each `result.json`."""
+        self._say("3/6  training a head on the stored features, once for each kind of query")
+        results = {}
+        for mode in MODES:
+            place = self.out / f"run_{mode}"
+            run = self._train_one(features, self._config(f"head.queries={mode}"), place)
+            self.artifacts[f"run_{mode}"] = str(place)
+            results[mode] = run.result
+        return results
+
+    def _train_one(self, features: Features, config: RunConfig, place: Path | None) -> RunResult:
+        from msq.head.train import train_head
+
+        with terminal.progress(f"training {config.head.queries}", quiet=self.quiet) as update:
+
+            def report(event: dict[str, Any]) -> None:
+                update(event["epoch"], event["epochs"], stage_two.epoch_note(event))
+
+            return train_head(features, config, place, progress=report, overwrite=True)
+
+    def _baselines(self, features: Features) -> dict[str, dict[str, Any]]:
+        """What is reached without a head: class frequencies, and a linear probe."""
+        from msq.head.baselines import class_frequency, linear_probe
+        from msq.head.metrics import all_metrics
+
+        self._say("4/6  the two honest baselines: class frequency and a linear probe")
+        rows = features.rows("test")
+        labels = features.labels[rows]
+        probe, chosen = linear_probe(features, rows, seed=self.seed)
+        frequency = class_frequency(features, rows)
+        return {
+            "frequency": all_metrics(frequency, labels, features.task),
+            "linear_probe": {**all_metrics(probe, labels, features.task), **chosen},
+        }
+
+    def _zero_shot(self, features: Features, world: World) -> dict[str, dict[str, Any]]:
+        """Classes held out of training, scored alone; those told by looks and by motion apart."""
+        from msq.head.zeroshot import ClassSplit, evaluate_split, seen_features
+        from msq.world import compositional_split
+
+        seen, unseen = compositional_split(features.classes, UNSEEN_SHARE, self.seed)
+        split = ClassSplit(tuple(seen), tuple(unseen), self.seed)
+        self._say(f"5/6  zero-shot: training on {len(seen)} classes, scoring on {len(unseen)}")
+        shown = seen_features(features, split)
+        results = {}
+        for mode in MODES:
+            config = self._config(*ZERO_SHOT, f"head.queries={mode}")
+            run = self._train_one(shown, config, None)
+            scored = evaluate_split(run.model, features, split)
+            results[mode] = {
+                "unseen_map": scored["unseen"],
+                "unseen_map_looks": _mean_of(scored["per_class"], world.told_by, "looks"),
+                "unseen_map_motion": _mean_of(scored["per_class"], world.told_by, "motion"),
+                "seen_map": scored["seen"],
+                "chance_map": scored["chance"],
+                "generalised": {
+                    "seen": scored["generalised_seen"],
+                    "unseen": scored["generalised_unseen"],
+                    "harmonic": scored["harmonic"],
+                },
+                "unseen_classes": list(split.unseen),
+                "split_hash": split.hash,
+                "per_class": scored["per_class"],
+            }
+        return results
+
+    def _predict(self, world: World) -> list[dict[str, Any]]:
+        """The first two labelled test videos, from the file to the labels."""
+        from msq.extract.datasets import read_manifest
+        from msq.head.predict import load_head
+
+        self._say("6/6  predicting two videos that no training has seen")
+        data = read_manifest(world.manifest, classes=world.classes_file)
+        clips = [c for c in data.clips if c.split == "test" and c.labels][:2]
+        head = load_head(self.out / "run_multimodal")
+        found = head.predict([clip.path for clip in clips])
+        return [
+            {**item, "truth": [data.classes[k] for k in clip.labels], "path": str(clip.path)}
+            for item, clip in zip(found, clips, strict=True)
+        ]
+
+
+def _mean_of(per_class: dict[str, float], told_by: dict[str, str], kind: str) -> float | None:
+    """Mean AP over the classes told by `kind` that have test clips; None where there is none."""
+    values = [ap for name, ap in per_class.items() if told_by[name] == kind and ap == ap]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,120 @@
+"""Progress, tables and messages in the terminal. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Update(Protocol):
+    """Reports how far a task is: `done` of `total` units, and a few words on what happens now."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show it."""
+
+
+def say(message: str) -> None:
+    """One line on stderr, as it is (no markup)."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+
+
+def print_json(document: Any) -> None:
+    """Exactly one JSON document on stdout; NaN becomes null."""
+    sys.stdout.write(json.dumps(_finite(document), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
+    """A live bar on a terminal; elsewhere a plain line at most every ten seconds, and at the end.
+
+    Args:
+        title: what is being done, in plain words.
+        quiet: show nothing.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if quiet:
+        yield lambda done, total, note="": None
+    elif console.is_terminal:
+        with _live(console, title) as update:
+            yield update
+    else:
+        yield _Lines(console, title)
+
+
+@contextmanager
+def _live(console: Console, title: str) -> Iterator[Update]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(escape(title), total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=escape(note))
+
+        yield update
+
+
+class _Lines:
+    """Progress as plain lines, for files and pipes."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
+        self.last = -math.inf
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done < total and now - self.last < SECONDS_BETWEEN_LINES:
+            return
+        self.last = now
+        line = f"{self.title}: {done}/{total}{' · ' + note if note else ''}"
+        self.console.print(escape(line))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout. The first column is text; all others are numbers, right-aligned."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for k, name in enumerate(header):
+        grid.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(grid)
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with two digits; `–` where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
+
+
+def spread(mean: float | None, std: float | None) -> str:
+    """`mean ± std` in percent."""
+    if mean is None or std is None:
+        return percent(mean)
+    return f"{percent(mean)} ± {percent(std)}"
