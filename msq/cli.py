@@ -343,7 +343,7 @@ def predict(
     from msq.report import stage_two
 
     words = None if labels is None else [x.strip() for x in labels.split(",") if x.strip()]
-    weights = {"video": video_encoder, "clip": image_encoder}
+    weights = {"video": video_encoder, "image": image_encoder}
     result = stage_two.predict(run, videos, words, weights=weights, top=top, device=device)
     stage_two.show_predictions(result, json=json)
     raise typer.Exit(stage_two.prediction_exit_code(result))
@@ -356,9 +356,12 @@ def zero_shot(
     seen: Annotated[str, typer.Option(help="Shares of seen classes, percent.")] = "50,75",
     splits: Annotated[int, typer.Option(help="Random class splits for each share.", min=1)] = 10,
     queries: Annotated[str, typer.Option(help="vanilla, text, multimodal or all.")] = "all",
-    classifier: Annotated[Classifier | None, typer.Option(help="shared or text.")] = None,
+    classifier: Annotated[
+        Classifier | None,
+        typer.Option(help="shared or text; by default shared for vanilla queries, else text."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the first split.")] = None,
+    seed: Annotated[int | None, typer.Option(help="train.seed: start and order.")] = None,
     config: Config = None,
     device: Device = "auto",
     json: Json = False,
@@ -367,12 +370,12 @@ def zero_shot(
     """Train on some classes, score on classes never trained; mean ± std over class splits."""
     from msq.report import stage_two
 
-    settings = stage_two.zero_shot_settings(
-        config,
-        overrides,
-        {"head.classifier": classifier, "train.epochs": epochs, "train.seed": seed},
+    options = {"train.epochs": epochs, "train.seed": seed}
+    settings = stage_two.settings(config, overrides, options)
+    kind = None if classifier is None else classifier.value
+    result = stage_two.zero_shot(
+        store, settings, seen, splits, queries, kind, device=device, quiet=quiet
     )
-    result = stage_two.zero_shot(store, settings, seen, splits, queries, device=device, quiet=quiet)
     stage_two.show_zero_shot(result, json=json)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msq import config as configuration
-from msq.config import RunConfig
+from msq.config import Queries, RunConfig
 from msq.errors import MsqError
 from msq.report import demo_page, stage_one, stage_two, terminal
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from msq.head.run import RunResult
     from msq.world import World
 
-MODES = ("vanilla", "text", "multimodal")
+MODES: tuple[Queries, ...] = ("vanilla", "text", "multimodal")
 UNSEEN_SHARE = 0.25
 # A small head is enough for a small world; on two cores an epoch takes about a second.
 HEAD = (
@@ -29,8 +29,7 @@ HEAD = (
     "train.epochs=20",
     "train.batch=32",
 )
-# Queries must generalise to words never trained, so all classes share one classifier.
-ZERO_SHOT = ("head.classifier=shared", "train.epochs=15")
+ZERO_SHOT = ("train.epochs=15",)
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Demo:
         page = demo_page.build(result, world, train, self.out)
         self.artifacts["report"] = str(page)
         result["seconds"] = time.perf_counter() - began
-        (self.out / "demo.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        terminal.write_json(self.out / "demo.json", result)
         self._say(f"done in {result['seconds']:.0f} s; look at {page}")
         return result
 
@@ -121,18 +120,17 @@ class Demo:
         self._say(f"     {features.coverage()}")
         return features
 
-    def _config(self, *overrides: str) -> RunConfig:
-        short = ("train.epochs=3",) if self.small else ()
-        assignments = (*HEAD, *overrides, *short, f"train.seed={self.seed}")
-        return configuration.override(RunConfig(), assignments)
+    def _config(self, mode: Queries, *, zero_shot: bool) -> RunConfig:
+        config = demo_config(mode, self.seed, zero_shot=zero_shot)
+        return configuration.override(config, ["train.epochs=3"]) if self.small else config
 
     def _train(self, features: Features) -> dict[str, dict[str, Any]]:
         """A head for each query mode, all classes trained; the contents of each `result.json`."""
         self._say("3/6  training a head on the stored features, once for each kind of query")
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
         for mode in MODES:
             place = self.out / f"run_{mode}"
-            run = self._train_one(features, self._config(f"head.queries={mode}"), place)
+            run = self._train_one(features, self._config(mode, zero_shot=False), place)
             self.artifacts[f"run_{mode}"] = str(place)
             results[mode] = run.result
         return results
@@ -171,15 +169,14 @@ class Demo:
         split = ClassSplit(tuple(seen), tuple(unseen), self.seed)
         self._say(f"5/6  zero-shot: training on {len(seen)} classes, scoring on {len(unseen)}")
         shown = seen_features(features, split)
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
         for mode in MODES:
-            config = self._config(*ZERO_SHOT, f"head.queries={mode}")
-            run = self._train_one(shown, config, None)
+            run = self._train_one(shown, self._config(mode, zero_shot=True), None)
             scored = evaluate_split(run.model, features, split)
             results[mode] = {
                 "unseen_map": scored["unseen"],
-                "unseen_map_looks": _mean_of(scored["per_class"], world.told_by, "looks"),
-                "unseen_map_motion": _mean_of(scored["per_class"], world.told_by, "motion"),
+                "unseen_map_looks": mean_told_by(scored["per_class"], world.told_by, "looks"),
+                "unseen_map_motion": mean_told_by(scored["per_class"], world.told_by, "motion"),
                 "seen_map": scored["seen"],
                 "chance_map": scored["chance"],
                 "generalised": {
@@ -209,7 +206,19 @@ class Demo:
         ]
 
 
-def _mean_of(per_class: dict[str, float], told_by: dict[str, str], kind: str) -> float | None:
+def demo_config(mode: Queries, seed: int, *, zero_shot: bool) -> RunConfig:
+    """The demo's head for one query mode; for zero-shot with a classifier that can do it."""
+    from msq.head.zeroshot import zero_shot_classifier
+
+    assignments = [*HEAD, f"head.queries={mode}", f"train.seed={seed}"]
+    if zero_shot:
+        assignments += [*ZERO_SHOT, f"head.classifier={zero_shot_classifier(mode)}"]
+    return configuration.override(RunConfig(), assignments)
+
+
+def mean_told_by(
+    per_class: Mapping[str, float], told_by: Mapping[str, str], kind: str
+) -> float | None:
     """Mean AP over the classes told by `kind` that have test clips; None where there is none."""
     values = [ap for name, ap in per_class.items() if told_by[name] == kind and ap == ap]
     return sum(values) / len(values) if values else None

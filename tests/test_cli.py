@@ -123,7 +123,7 @@ def test_zero_shot_prints_one_object_for_each_share_and_query_mode(small, capsys
     ]
     for r in results:
         assert r["splits"] == 2
-        assert r["classifier"] == "shared"
+        assert r["classifier"] == ("shared" if r["queries"] == "vanilla" else "text")
         assert r["unseen"]["map"].keys() == {"mean", "std", "values"}
         assert len(r["unseen"]["map"]["values"]) == 2
         assert r["generalised"].keys() == {"seen", "unseen", "harmonic"}

@@ -40,6 +40,9 @@ def score(
     """
     if rows is None:
         rows = torch.arange(len(features.ids), device=features.tokens.device)
+    if not rows.numel():
+        like = trained if trained is not None else text
+        return torch.zeros(0, model.classes if like is None else len(like), device=rows.device)
     dtype = model.memory.weight.dtype
     mode = model.training
     model.eval()
@@ -49,9 +52,6 @@ def score(
         tokens = features.tokens[part].to(dtype)
         parts.append(model(tokens, image, text=text, trained=trained)["logits"])
     model.train(mode)
-    columns = model.classes if trained is None and text is None else None
-    if not parts:
-        return torch.zeros(0, columns or len(trained if text is None else text))  # type: ignore[arg-type]
     return torch.cat(parts)
 
 

@@ -12,6 +12,7 @@ Written from the equations of arXiv 2307.10763 (Sections 3.1 to 3.3), with these
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -236,7 +237,7 @@ class MSQNet(nn.Module):
         memory = self.memory(tokens)
         memory_key = memory
         if self.config.memory_position == "sincos":
-            memory_key = memory + sincos(memory.shape[1], self.width).to(memory)
+            memory_key = memory + _code(memory.shape[1], self.width, memory.device, memory.dtype)
 
         queries, self_maps, cross_maps = [x], [], []
         for layer in self.layers:
@@ -352,6 +353,13 @@ def sincos(tokens: int, width: int) -> Tensor:
     code[:, 0::2] = torch.sin(place * rate)
     code[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
     return code
+
+
+@functools.lru_cache(maxsize=32)
+def _code(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`sincos` where it is needed, made once; an ordinary tensor whatever mode asks first."""
+    with torch.inference_mode(False):
+        return sincos(tokens, width).to(device, dtype)
 
 
 def _random_rows(rows: int, width: int, seed: int) -> Tensor:

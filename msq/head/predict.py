@@ -82,7 +82,8 @@ class Head:
             store: an open feature store, for row numbers.
 
         Returns:
-            For each clip `clip` (its name), `predictions` (a list of `label` and `score`, highest
+            For each clip `clip` (its id; for a video the file's name without suffix, or its path
+            where several have that name), `predictions` (a list of `label` and `score`, highest
             first; the score is a probability) and, where there are any, `unknown_words`: words of
             the labels that mean nothing to the text encoder. `degraded` says what was wrong with a
             video that could be read in part; `error` that it could not be read, and then there are
@@ -188,13 +189,14 @@ class Head:
         """Decode and encode videos one by one; each is decoded once where the encoders agree."""
         kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
         notes, outputs = [], []
+        stems = [path.stem for path in paths]
         for path in paths:
             note: dict[str, str] = {}
             try:
                 outputs.append([x.to(self.device) for x in self._encode_one(path, kinds, note)])
             except VideoError as error:
                 note["error"] = str(error)
-            notes.append((path.stem if path.is_file() else path.name, note))
+            notes.append((path.stem if stems.count(path.stem) == 1 else path.as_posix(), note))
         n, k = len(outputs), len(self.classes)
         spec = self.meta["encoders"]["video"]
         empty = torch.zeros(0, spec["tokens"], spec["channels"], device=self.device)

@@ -69,8 +69,10 @@ class RunDirectory:
         if path is None:
             return
         path.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for name in FILES:
+        for name in FILES:
+            for part in path.glob(f".{name}.*"):  # half-written by a process that was killed
+                part.unlink()
+            if overwrite:
                 (path / name).unlink(missing_ok=True)
         if (path / "config.toml").exists():
             _require_same(path, config, features)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from msq import config as configuration
-from msq.config import Queries, RunConfig
+from msq.config import Classifier, Queries, RunConfig
 from msq.errors import UsageError
 from msq.extract.request import resolve_device
 from msq.report import terminal
@@ -21,22 +21,19 @@ METRICS = (
     ("accuracy", "element-wise accuracy at 0.5"),
     ("accuracy_all_negative", "  the same for 'nothing happens'"),
 )
-# A class has to be told by its query where no weight of its own can be trained; see the log.
-ZERO_SHOT = RunConfig()
 
 
 def settings(
     file: Path | None,
     overrides: Sequence[str] | None,
     options: Mapping[str, Any],
-    base: RunConfig | None = None,
 ) -> RunConfig:
     """The configuration: defaults, then the file, then `key=value`, then the command's options.
 
     Raises:
         UsageError: an unknown key or a value of another type.
     """
-    config = (base or RunConfig()) if file is None else configuration.load(file)
+    config = RunConfig() if file is None else configuration.load(file)
     config = configuration.override(config, overrides or ())
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     return configuration.override(config, given)
@@ -103,30 +100,20 @@ def show(result: Mapping[str, Any], *, json: bool = False) -> None:
     )
 
 
-def zero_shot_settings(
-    file: Path | None, overrides: Sequence[str] | None, options: Mapping[str, Any]
-) -> RunConfig:
-    """As `settings`, with a classifier that can score unseen classes unless one is named."""
-    config = settings(file, overrides, options, base=ZERO_SHOT)
-    if config.head.classifier != "per-class":
-        return config
-    named = any(x.startswith("head.classifier") for x in overrides or ())
-    if named or options.get("head.classifier") is not None or file is not None:
-        return config  # `zero_shot` refuses it and says what to use
-    return configuration.override(config, ["head.classifier=shared"])
-
-
 def zero_shot(
     store: Path,
     config: RunConfig,
     seen: str,
     splits: int,
     queries: str,
+    classifier: str | None,
     *,
     device: str = "auto",
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Sweep class splits on a store; the list of results.
+
+    Without a classifier each query mode gets the one that suits it; see `msq.head.zeroshot`.
 
     Raises:
         UsageError: shares that are no percentages, or unknown queries.
@@ -159,7 +146,7 @@ def zero_shot(
             seen=shares,
             splits=splits,
             queries=modes,
-            classifier=config.head.classifier,
+            classifier=cast(Classifier | None, classifier),
             device=resolve_device(device),
             progress=report,
         )
@@ -188,7 +175,7 @@ def show_zero_shot(results: Sequence[Mapping[str, Any]], *, json: bool = False) 
         general = r["generalised_splits"]
         rows.append(
             (
-                f"{r['seen']} % seen, {r['queries']}",
+                f"{r['seen']} % seen, {r['queries']} ({r['classifier']})",
                 terminal.spread(unseen["mean"], unseen["std"]),
                 terminal.spread(r["chance"]["mean"], r["chance"]["std"]),
                 *(terminal.spread(general[k]["mean"], general[k]["std"]) for k in general),

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -32,8 +33,17 @@ def say(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """Exactly one JSON document on stdout; NaN becomes null."""
-    sys.stdout.write(json.dumps(_finite(document), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(_json(document))
     sys.stdout.flush()
+
+
+def write_json(path: Path, document: Any) -> None:
+    """The same document as a file."""
+    path.write_text(_json(document), encoding="utf-8")
+
+
+def _json(document: Any) -> str:
+    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from msq import config
+from msq.config import HeadConfig, RunConfig
+from msq.errors import UsageError
+
+
+def test_a_configuration_comes_back_from_toml_as_it_was(tmp_path: Path) -> None:
+    made = config.override(
+        RunConfig(),
+        ["optim.lr=3e-4", "head.queries=text", "head.width=64", "train.seed=7",
+         "features.prompt=a video of", "head.query_position=true", "optim.weight_decay=0"],
+    )  # fmt: skip
+    file = tmp_path / "run.toml"
+    file.write_text(config.to_toml(made, {"clips": 3}), encoding="utf-8")
+    assert config.load(file) == made
+    assert made.optim.lr == 3e-4
+    assert made.head.width == 64
+    assert made.features.prompt == "a video of"
+    assert config.override(made, ["head.width=none"]).head.width is None
+
+
+def test_the_fingerprint_changes_with_every_field() -> None:
+    base = RunConfig()
+    prints = {config.fingerprint(base)}
+    for change in ("optim.lr=1", "head.layers=2", "train.seed=1", "features.view=1"):
+        prints.add(config.fingerprint(config.override(base, [change])))
+    assert len(prints) == 5
+    assert config.fingerprint(RunConfig()) == config.fingerprint(base)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.lrr=1", "optim.lr"),
+        ("optm.lr=1", "optim"),
+        ("lr=1", "expected section.key=value"),
+        ("optim.lr", "expected section.key=value"),
+        ("optim.lr=fast", "optim.lr: expected a number, found 'fast'"),
+        ("head.layers=2.5", "head.layers: expected a whole number, found 2.5"),
+        ("head.layers=true", "expected a whole number"),
+        ("head.queries=words", "one of vanilla, text, multimodal, found 'words'"),
+        ("head.dropout=1.5", "head.dropout: expected a share"),
+        ("train.epochs=0", "train.epochs: expected at least 1"),
+        ("optim.lr=nan", "optim.lr: expected at least 0"),
+        ("head.layers=none", "expected a whole number"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_what_was_expected(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("[", r"\[")):
+        config.override(RunConfig(), [assignment])
+
+
+def test_a_broken_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    with pytest.raises(UsageError, match=r"bad\.toml: no such"):
+        config.load(file)
+    file.write_text("[head\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"bad\.toml: expected TOML"):
+        config.load(file)
+    file.write_bytes(b"\xff\xfe[head]")
+    with pytest.raises(UsageError, match=r"bad\.toml: expected TOML"):
+        config.load(file)
+    file.write_text("head = 3\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="head is a section"):
+        config.load(file)
+
+
+def test_the_difference_names_the_field_and_both_values() -> None:
+    left = config.to_dict(RunConfig())
+    right = config.to_dict(RunConfig(head=HeadConfig(layers=2)))
+    assert config.difference(left, right) == ["head.layers: expected 6, found 2"]
+    assert config.difference(left, left) == []
