@@ -30,7 +30,7 @@ class Survey:
     Attributes:
         dataset: name of the adapter.
         classes: K.
-        splits: by the dataset's own names (`train`, `test`; `split1/train` where there are several).
+        splits: by the names of the dataset: `train`, `test`; `split1/train` where it has several.
         missing: clips (or videos, where clips are cuts) whose file is not there.
         oddities: how often each known trap occurs: `end_past_length`, `reversed`, …
         published: the numbers that the field reports, under the same names, for comparison.
