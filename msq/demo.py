@@ -25,11 +25,11 @@ HEAD = (
     "head.layers=2",
     "head.heads=4",
     "head.ffn=256",
-    "optim.lr=1e-3",
-    "train.epochs=20",
+    "optim.lr=2e-3",
+    "train.epochs=12",
     "train.batch=32",
 )
-ZERO_SHOT = ("train.epochs=15",)
+ZERO_SHOT = ("train.epochs=10",)
 
 
 @dataclass

@@ -21,9 +21,9 @@ from msq.world.captions import EXTRA_WORDS
 
 WEIGHTS = Path(next(iter(msq.__path__))) / "weights"
 # Bounds: measured values less a margin for other machines and library versions; chance is 1/6.
-KIND_ACCURACY_CLIP = 0.5
-KIND_ACCURACY_VIDEO = 0.5
-ZERO_SHOT_LOOKS = 0.2
+KIND_ACCURACY_CLIP = 0.85  # measured 0.964
+KIND_ACCURACY_VIDEO = 0.8  # measured 0.937
+ZERO_SHOT_LOOKS = 0.75  # measured 0.917; chance 0.03
 FILES = ("timesformer-embedded/model.safetensors", "clip-embedded/open_clip_model.safetensors")
 
 
@@ -137,7 +137,7 @@ def test_video_tokens_hold_the_kind_and_the_order_of_frames() -> None:
     assert tokens.shape[1] == 1 + encoder.spec.frames
     assert torch.isfinite(tokens).all()
     # The global token of a film played backwards is another one: time is seen.
-    assert (tokens[:, 0] - backwards[:, 0]).abs().mean() > 0.01
+    assert (tokens[:, 0] - backwards[:, 0]).abs().mean() > 0.05  # measured 0.18, of a spread of 1.6
     x = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
     x = (x - x.mean(0)) / x.std(0)
     train = torch.arange(len(x)) % 2 == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from msq.extract.decode_pool import DecodeTask, Picture, decode, decode_in_order
 from msq.extract.pipeline import ExtractResult, extract
 from msq.extract.store import open_store
 from msq.extract.transforms import normalise, resize_crop
-from msq.extract.video import decode_clip
+from msq.extract.video import decode_clip, decode_samples
 
 fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
 REPOSITORY = Path(__file__).parents[1]
@@ -80,19 +81,39 @@ def test_batches_are_formed_inside_a_shard_at_fixed_places(videos: Path, tmp_pat
     assert encoder.calls == [3, 1, 3, 1, 3]
 
 
-def test_each_clip_is_decoded_once_where_the_encoders_agree(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"size": 8}, [(4, "uniform")]),
+        ({"frames": 3}, [(4, "uniform"), (3, "uniform")]),
+        ({"frames": 4, "sampling": "official"}, [(4, "uniform"), (4, "official")]),
+    ],
+)
+def test_each_clip_is_opened_and_decoded_once_for_all_encoders(
+    changes: dict[str, Any],
+    wanted: list[tuple[int, str]],
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[Path] = []
+    opened: list[str] = []
+    asked: list[list[tuple[int, str]]] = []
 
-    def counted(path: Path, frames: int, **options: Any) -> Any:
-        calls.append(path)
-        return decode_clip(path, frames, **options)
+    def counted(place: str, **options: Any) -> Any:
+        opened.append(place)
+        return av_open(place, **options)
 
-    monkeypatch.setattr(decode_pool, "decode_clip", counted)
+    def noted(path: Path, requests: Any, **options: Any) -> Any:
+        asked.append(list(requests))
+        return decode_samples(path, requests, **options)
+
+    av_open = av.open
+    monkeypatch.setattr(av, "open", counted)
+    monkeypatch.setattr(decode_pool, "decode_samples", noted)
     data = fakes.make_dataset(videos, 5)
-    run(data, tmp_path / "a.zarr", image=fakes.FakeEncoder(fakes.image_spec(size=8)))
-    assert calls == [clip.path for clip in data.clips]
+    run(data, tmp_path / "a.zarr", image=fakes.FakeEncoder(fakes.image_spec(**changes)))
+    assert opened == [f"file:{clip.path}" for clip in data.clips]
+    assert asked == [wanted] * 5
 
 
 def test_a_finished_store_is_left_alone_and_counted(videos: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", default="image,clip,video,probe")
-    parser.add_argument("--scratch", type=Path, default=Path("training/scratch"))
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "msq-training"
+    )
     parser.add_argument("--clips", type=int, default=15_000, help="clips in the pool")
     parser.add_argument("--scenes", type=int, default=15_000, help="scenes in the frame pool")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--image-minutes", type=float, default=5.0)
-    parser.add_argument("--video-minutes", type=float, default=18.0)
-    parser.add_argument("--clip-minutes", type=float, default=10.0)
+    parser.add_argument("--image-minutes", type=float, default=10.0)
+    parser.add_argument("--video-minutes", type=float, default=30.0)
+    parser.add_argument("--clip-minutes", type=float, default=12.0)
     parser.add_argument(
         "--warm", action="store_true", help="stage image: go on from the scratch folder's weights"
     )

@@ -1,8 +1,8 @@
 """Decoding in worker processes, in order, ahead of the encoders, and not upset by a crash.
 
-A task is one clip: it is opened and decoded once for each distinct (frames, sampling) among the
-encoders of a run (once in all where they agree), resized to each distinct size, and sent back as
-uint8. Workers die with their parent, also when it is killed.
+A task is one clip: it is opened and decoded once for all encoders of a run, whatever frames each
+wants of it (damaged files excepted, see `decode_samples`), resized to each distinct size, and sent
+back as uint8. Workers die with their parent, also when it is killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from msq.errors import MsqError, VideoError
 from msq.extract.transforms import resize_crop
-from msq.extract.video import DecodedClip, decode_clip
+from msq.extract.video import decode_samples
 
 if TYPE_CHECKING:  # the encoders' libraries take seconds to import, and workers need none of them
     from msq.extract.encoders.spec import EncoderSpec
@@ -62,13 +62,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """One clip to decode: its row and what is wanted of it."""
+    """One clip to decode: its row and what is wanted of it; `fps` is that of a frame folder."""
 
     row: int
     path: Path
     start: float | None
     end: float | None
     pictures: tuple[Picture, ...]
+    fps: float | None = None
 
 
 @dataclass
@@ -79,17 +80,19 @@ class Decoded:
         row: the task's row.
         frames: per picture uint8 `[T, 3, size, size]`; empty where decoding failed.
         times: per picture float32 `[T]`, seconds.
-        degraded: what was wrong with a video that still gave frames.
+        degraded: per picture what was wrong with a video that still gave frames, None for a clean
+            one. It is the same whatever other pictures the task asks for, so that a store does
+            not depend on which encoders ran together.
         reason: why there are no frames; None where there are.
         message: the decoder's own words.
-        decoded: frames that were decoded; encoders that agree share them.
+        decoded: frames that were sampled; encoders that agree share them.
         seconds: time spent decoding and resizing.
     """
 
     row: int
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     times: list[NDArray[np.float32]] = field(default_factory=list)
-    degraded: str | None = None
+    degraded: list[str | None] = field(default_factory=list)
     reason: str | None = None
     message: str = ""
     decoded: int = 0
@@ -100,25 +103,21 @@ def decode(task: DecodeTask) -> Decoded:
     """Decode and resize one clip; a video that cannot be decoded is a result, not an error."""
     started = time.perf_counter()
     result = Decoded(task.row)
-    clips: dict[tuple[int, str], DecodedClip] = {}
+    wanted = tuple(dict.fromkeys((p.frames, p.sampling) for p in task.pictures))
     try:
+        samples = decode_samples(task.path, wanted, start=task.start, end=task.end, fps=task.fps)
+        clips = dict(zip(wanted, samples, strict=True))
         for picture in task.pictures:
-            key = (picture.frames, picture.sampling)
-            if key not in clips:
-                clips[key] = decode_clip(
-                    task.path, picture.frames, start=task.start, end=task.end, sampling=key[1]
-                )
-                result.decoded += picture.frames
-            clip = clips[key]
+            clip = clips[picture.frames, picture.sampling]
             result.frames.append(resize_crop(clip.frames, picture.size, picture.resize).numpy())
             result.times.append(clip.times)
-            result.degraded = result.degraded or clip.degraded
+            degraded = clip.degraded
+            result.degraded.append(degraded and without_paths(degraded, task.path))
+        result.decoded = sum(frames for frames, _ in wanted)
     except (VideoError, OSError, MemoryError) as error:
-        result.frames, result.times = [], []
+        result.frames, result.times, result.degraded = [], [], []
         result.reason = without_paths(str(getattr(error, "reason", "") or error), task.path)
         result.message = without_paths(_own_words(error), task.path)
-    if result.degraded is not None:
-        result.degraded = without_paths(result.degraded, task.path)
     result.seconds = time.perf_counter() - started
     return result
 

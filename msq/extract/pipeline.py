@@ -265,7 +265,7 @@ class _Run:
         pictures = tuple(dict.fromkeys(Picture.of(encoder.spec) for encoder in encoders))
         for row in rows:
             clip = self.writer.dataset.clips[row]
-            yield DecodeTask(row, clip.path, clip.start, clip.end, pictures)
+            yield DecodeTask(row, clip.path, clip.start, clip.end, pictures, clip.fps)
 
     def _make(self, shard: int, slugs: Sequence[str], stream: Iterator[Decoded]) -> None:
         """One shard: decode, encode, commit."""

@@ -15,8 +15,9 @@ from typing import Literal
 
 import av
 from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
 
-from msq.extract.packets import Damage, VideoPacket
+from msq.extract.packets import VideoPacket
 from msq.extract.pixels import Pictures, to_rgb
 
 # Only H.264 marks with certainty what nothing refers to (nal_ref_idc = 0). HEVC's sub-layer
@@ -48,10 +49,10 @@ def plan_runs(packets: Sequence[VideoPacket], wanted: Collection[int]) -> list[R
         if _time(packets[target]) < _time(packets[keys[at]]):
             at = max(at - 1, 0)  # a leading picture of an open GOP refers to the GOP before
         first = keys[at]
-        if runs and first <= runs[-1].last + 1:
-            runs[-1] = Run(runs[-1].first, target)
-        else:
-            runs.append(Run(first, target))
+        # A leading picture may reach back over several runs, that of its own keyframe among them.
+        while runs and first <= runs[-1].last + 1:
+            first = min(first, runs.pop().first)
+        runs.append(Run(first, target))
     return runs
 
 
@@ -59,41 +60,39 @@ def decode_planned(
     context: VideoCodecContext,
     packets: Sequence[VideoPacket],
     wanted: Collection[int],
-    damage: Damage,
 ) -> dict[int, Pictures] | None:
     """RGB pictures by packet position, None where the runs do not give what the packets promise.
+
+    That is any damage, and a run whose keyframe is none: an H.264 stream that is refreshed bit by
+    bit marks where a refresh begins, and what is decoded from there on is wrong at first.
 
     Args:
         context: the stream's decoder, not used before.
         packets: all packets in decode order, distinct pts.
         wanted: positions of the wanted packets.
-        damage: gets the number of corrupt frames; untouched when the answer is None.
     """
     position = {_time(p): i for i, p in enumerate(packets) if not p.is_discard}
     idle: Skip = "NONREF" if context.name in _SKIPS_UNREFERENCED else "DEFAULT"
     pictures: dict[int, Pictures] = {}
-    corrupt = 0
     try:
         for run in plan_runs(packets, wanted):
             start, previous = _time(packets[run.first]), None
+            begun = packets[run.first].is_discard  # never comes out, so it cannot be looked at
             for frame in _decode_run(context, packets, run, wanted, idle):
                 if frame.pts is None or (previous is not None and frame.pts <= previous):
                     return None
                 previous = frame.pts
                 if frame.pts < start:
                     continue  # leads the run's keyframe: undecodable here, and not asked for
-                corrupt += frame.is_corrupt
+                begun = begun or frame.pict_type == PictureType.I
                 at = position.get(frame.pts)
-                if at is None:
+                if at is None or frame.is_corrupt or not begun:
                     return None
                 if at in wanted:
                     pictures[at] = to_rgb(frame)
     except av.FFmpegError:
         return None
-    if len(pictures) < len(wanted):
-        return None
-    damage.corrupt += corrupt
-    return pictures
+    return pictures if len(pictures) == len(wanted) else None
 
 
 def _decode_run(
@@ -104,7 +103,7 @@ def _decode_run(
     idle: Skip,
 ) -> Iterator[av.VideoFrame]:
     for i in range(run.first, run.last + 1):
-        context.skip_frame = "DEFAULT" if i in wanted else idle
+        context.skip_frame = "DEFAULT" if i in wanted or i == run.first else idle
         yield from context.decode(packets[i])
     yield from context.decode(None)
     context.flush_buffers()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets import Dataset, read_folder, read_manifest
+from msq.extract.datasets.registry import find_adapter, read_dataset
 
 if TYPE_CHECKING:
     from msq.extract.encoders import ImageEncoder, TextEncoder, VideoEncoder
@@ -26,6 +27,7 @@ class ExtractRequest:
     manifest: Path | None = None
     dataset: str | None = None
     root: Path | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     out: Path | None = None
     classes: Path | None = None
     task: Literal["multilabel", "singlelabel"] = "multilabel"
@@ -51,30 +53,51 @@ class ExtractRequest:
     on_degraded: Literal["keep", "skip", "fail"] = "keep"
 
     def read_dataset(self) -> Dataset:
-        """The dataset named by `manifest`, or by `dataset` and `root`.
+        """The dataset named by `manifest`, or by `dataset`, `root` and `options`.
 
         Raises:
-            UsageError: both or neither are given, or the dataset is unknown.
+            UsageError: both or neither are given, the dataset or an option is unknown, or
+                `classes` or `task` is set for a dataset that brings its own.
+            DatasetError: annotations that cannot be read.
         """
         if (self.manifest is None) == (self.dataset is None):
             raise UsageError("expected --manifest FILE, or --dataset NAME with --root DIR")
-        if self.manifest is not None:
-            if self.manifest.is_dir():
-                data = read_folder(self.manifest)
-            else:
-                data = read_manifest(
-                    self.manifest, classes=self.classes, task=self.task, policy=self.policy
-                )
-        elif self.dataset == "folder":
-            if self.root is None:
-                raise UsageError("--dataset folder needs --root DIR")
-            data = read_folder(self.root)
-        else:
-            raise DatasetError(
-                f"unknown dataset {self.dataset!r}: expected folder; any other dataset can be "
-                "read through --manifest FILE"
+        if self.dataset is not None:
+            data = self._read_named(self.dataset)
+        elif self.options or self.root is not None:
+            raise UsageError("--root and --option go with --dataset NAME, not with --manifest")
+        elif self.manifest is not None and self.manifest.is_dir():
+            data = read_folder(self.manifest)
+        elif self.manifest is not None:
+            data = read_manifest(
+                self.manifest, classes=self.classes, task=self.task, policy=self.policy
             )
         return data if self.limit is None else data.limited(self.limit)
+
+    def _read_named(self, name: str) -> Dataset:
+        """`--classes`, `--task` and `--policy` reach the datasets that have such an option."""
+        adapter = find_adapter(name)
+        options = dict(self.options)
+        given = {
+            "classes": None if self.classes is None else str(self.classes),
+            "task": self.task if self.task != "multilabel" else None,
+            "policy": self.policy if self.policy != "skip" else None,
+        }
+        for key, value in given.items():
+            if value is not None and key in adapter.options:
+                options.setdefault(key, value)
+        data = read_dataset(adapter.name, self.root, options)
+        if self.classes is not None and "classes" not in adapter.options:
+            raise UsageError(f"--classes: dataset {adapter.name} has its own class order")
+        if given["task"] not in (None, data.task):
+            raise UsageError(f"--task {self.task}: dataset {adapter.name} is {data.task}")
+        if self.policy == "error" and data.skipped:
+            item, reason = data.skipped[0]
+            raise DatasetError(
+                f"dataset {adapter.name}, {item}: {reason} (--policy error; {len(data.skipped)} "
+                "such items)"
+            )
+        return data
 
     def load_encoders(
         self,

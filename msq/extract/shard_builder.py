@@ -73,6 +73,7 @@ class ShardBuilder:
         self._store_dtype = store_dtype
         self._on_degraded = on_degraded
         self.pictures = tuple(dict.fromkeys(Picture.of(e.spec) for e in encoders.values()))
+        self._picture = {s: self.pictures.index(Picture.of(e.spec)) for s, e in encoders.items()}
         self.rows: dict[str, ShardRows] = {}
         self.failures: list[Failure] = []
         for slug, encoder in encoders.items():
@@ -93,31 +94,34 @@ class ShardBuilder:
         Raises:
             VideoError: a clip is degraded and the run is to fail on that.
         """
-        usable = [clip for clip in window if self._is_usable(clip)]
         seconds = {}
         for slug, encoder in self._encoders.items():
+            usable = [clip for clip in window if self._is_usable(slug, clip)]
             started = time.perf_counter()
             if usable:
                 self._encode(slug, encoder, usable)
             seconds[slug] = time.perf_counter() - started
         return seconds
 
-    def _is_usable(self, clip: Decoded) -> bool:
+    def _is_usable(self, slug: str, clip: Decoded) -> bool:
         path = self._clips[clip.row - self._first].path
-        if clip.degraded is not None and self._on_degraded == "fail":
+        reason, degraded = clip.reason, self._degraded(slug, clip)
+        if degraded is not None and self._on_degraded == "fail":
             raise VideoError(
-                f"{path}: {clip.degraded}; expected a clean file (--on-degraded keep goes on)"
+                f"{path}: {degraded}; expected a clean file (--on-degraded keep goes on)"
             )
-        reason = clip.reason
-        if clip.degraded is not None and self._on_degraded == "skip":
-            reason = clip.degraded
+        if degraded is not None and self._on_degraded == "skip":
+            reason = degraded
         if reason is not None:
-            for slug in self._encoders:
-                self._mark(slug, clip.row, schema.UNDECODABLE, reason, clip.message)
+            self._mark(slug, clip.row, schema.UNDECODABLE, reason, clip.message)
         return reason is None
 
+    def _degraded(self, slug: str, clip: Decoded) -> str | None:
+        """What was wrong with the frames that this encoder gets."""
+        return clip.degraded[self._picture[slug]] if clip.reason is None else None
+
     def _encode(self, slug: str, encoder: FrameEncoder, clips: Sequence[Decoded]) -> None:
-        which = self.pictures.index(Picture.of(encoder.spec))
+        which = self._picture[slug]
         features = encode(encoder, [clip.frames[which] for clip in clips])
         values = to_disk(features, self._store_dtype)
         finite = torch.isfinite(features.to(_TORCH[self._store_dtype])).flatten(1).all(dim=1)
@@ -133,10 +137,11 @@ class ShardBuilder:
                 continue
             rows.features[clip.row - self._first] = value
             rows.times[clip.row - self._first] = clip.times[which]
-            if clip.degraded is None:
+            degraded = self._degraded(slug, clip)
+            if degraded is None:
                 rows.status[clip.row - self._first] = schema.OK
             else:
-                self._mark(slug, clip.row, schema.DEGRADED, clip.degraded, clip.message)
+                self._mark(slug, clip.row, schema.DEGRADED, degraded, clip.message)
 
     def _mark(self, slug: str, row: int, status: int, reason: str, message: str) -> None:
         place = row - self._first

@@ -2,17 +2,17 @@
 
 Two ways lead there. The plan (`msq.extract.plan`) decodes only what the wanted frames need and is
 taken wherever the packets alone tell the display order. Everything else (every AVI, raw streams
-without times, codecs that hide frames, a plan that does not come out) is decoded in full, and what
-really came out is counted. Times are seconds on the player's clock.
+without times, codecs that hide frames, a plan that does not come out clean) is decoded in full,
+and what really came out is counted. Several samplings of one clip are taken from one decoding.
+Times are seconds on the player's clock.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import numpy as np
@@ -23,20 +23,20 @@ from av.video.stream import VideoStream
 from msq.extract.frame_folder import frame_files, read_frame
 from msq.extract.packets import (
     Damage,
+    PacketTable,
     UndecodableVideo,
     frames_are_packets,
-    guesses_times,
     message_of,
     open_stream,
     packet_table,
-    read_packets,
-    time_origin,
 )
 from msq.extract.pixels import Pictures, stack_pictures, to_rgb
 from msq.extract.plan import decode_planned
 from msq.extract.sampling import sample_indices
+from msq.extract.timeline import Clock, Cut, Seconds, folder_times
 
-Seconds = npt.NDArray[np.float64]
+Request: TypeAlias = tuple[int, str]  # frames (T), sampling
+_Choice = npt.NDArray[np.int64]
 
 # Decoded (not yet converted) frames that a full decode may hold while it cannot yet know how many
 # there will be. A longer video is decoded a second time instead.
@@ -59,40 +59,17 @@ class DecodedClip:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """The part `start <= time < end` of a video; None is open."""
+class _Wish:
+    """What is wanted of one video: several samplings of one cut."""
 
-    start: float | None
-    end: float | None
+    path: Path
+    requests: tuple[Request, ...]
+    cut: Cut
 
-    @property
-    def whole(self) -> bool:
-        return self.start is None and self.end is None
-
-    def inside(self, times: Seconds, path: Path) -> npt.NDArray[np.int64]:
-        """Indices of the frames in the cut, at least one."""
-        if self.whole:
-            return np.arange(len(times))
-        if np.isnan(times).any():
-            raise UndecodableVideo(
-                path,
-                f"expected frames with times, to cut {self}; found a video without time stamps "
-                "(remux it into a container, or give frame folders their frame rate)",
-            )
-        low = -math.inf if self.start is None else self.start
-        high = math.inf if self.end is None else self.end
-        chosen = np.flatnonzero((times >= low) & (times < high))
-        if not len(chosen):
-            raise UndecodableVideo(
-                path,
-                f"expected at least one frame in the cut {self}; found none "
-                f"(frames are shown from {times.min():.3f} to {times.max():.3f} s)",
-            )
-        return chosen
-
-    def __str__(self) -> str:
-        start = "the beginning" if self.start is None else f"{self.start:g} s"
-        return f"{start} to {'the end' if self.end is None else f'{self.end:g} s'}"
+    def choose(self, times: Seconds) -> list[_Choice]:
+        """Per request the frames it takes, as indices into `times` (display order)."""
+        inside = self.cut.inside(times, self.path)
+        return [inside[sample_indices(len(inside), *request)] for request in self.requests]
 
 
 def decode_clip(
@@ -124,17 +101,58 @@ def decode_clip(
             expected and found, without the path.
         UsageError: an unknown `sampling`.
     """
-    path = Path(path)
-    sample_indices(1, frames, sampling)  # refuse bad arguments before any reading
-    cut = _Cut(start, end)
-    if path.is_dir():
-        return _decode_folder(path, frames, cut, sampling, fps)
-    with open_stream(path) as (container, stream):
-        if frames_are_packets(container, stream):
-            clip = _decode_by_plan(path, container, stream, frames, cut, sampling)
-            if clip is not None:
-                return clip
-    return _decode_in_full(path, frames, cut, sampling)
+    return decode_samples(path, [(frames, sampling)], start=start, end=end, fps=fps)[0]
+
+
+def decode_samples(
+    path: Path,
+    requests: Sequence[Request],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+) -> list[DecodedClip]:
+    """Several samplings of one clip from one opening and one decoding of the file.
+
+    What is decoded is the union of the wanted frames. Each result is what `decode_clip` returns
+    for its request alone, `degraded` included: damage that no plan can miss (missing or partial
+    packets, all that a full decode meets) stands in every result, a change of size only in those
+    that hold frames of both sizes. Where the plan of the union meets damage, some requests may
+    need none of the damaged frames, so each is then decoded by itself; this and a full decode of
+    more than 256 MiB of frames are the only cases in which a file is opened again.
+
+    Args:
+        path: video file, or folder of numbered pictures.
+        requests: (frames wanted, sampling) of each result, see `decode_clip`.
+        start: first second of the cut.
+        end: end of the cut in seconds, exclusive.
+        fps: frames per second of a frame folder.
+
+    Returns:
+        One clip per request, in their order.
+
+    Raises:
+        VideoError: `decode_clip` would raise it for at least one of the requests.
+        UsageError: an unknown sampling.
+    """
+    for frames, sampling in requests:
+        sample_indices(1, frames, sampling)  # refuse bad arguments before any reading
+    if not requests:
+        return []
+    wish = _Wish(Path(path), tuple(requests), Cut(start, end))
+    if wish.path.is_dir():
+        return _decode_folder(wish, fps)
+    with open_stream(wish.path) as (container, stream):
+        clips = _decode_file(wish, container, stream)
+    if clips is not None:
+        return clips
+    # The plan met damage and has used the decoder up.
+    if len(requests) > 1:
+        return [decode_samples(path, [r], start=start, end=end)[0] for r in requests]
+    with open_stream(wish.path) as (container, stream):
+        damage = Damage()
+        table = packet_table(container, stream, damage)
+        return _decode_in_full(wish, container, stream, table, damage)
 
 
 def decode_all(path: Path, *, fps: float | None = None) -> tuple[Pictures, Seconds]:
@@ -156,47 +174,100 @@ def decode_all(path: Path, *, fps: float | None = None) -> tuple[Pictures, Secon
     if path.is_dir():
         files = frame_files(path)
         pictures, _ = stack_pictures([read_frame(path, f) for f in files])
-        return pictures, _folder_times(len(files), fps)
+        return pictures, folder_times(len(files), fps)
     damage = Damage()
     with open_stream(path) as (container, stream):
-        shown = [(to_rgb(f), f.pts) for f in _every_frame(container, stream, damage)]
-        times = _Clock(container, stream).seconds([pts for _, pts in shown])
+        frames = _decode_packets(stream, packet_table(container, stream, damage), damage)
+        shown = [(to_rgb(frame), frame.pts) for frame in frames]
+        times = Clock(container, stream).seconds([pts for _, pts in shown])
     if not shown:
         raise _nothing_shown(path, damage)
     pictures, _ = stack_pictures([picture for picture, _ in shown])
     return pictures, times
 
 
-class _Clock:
-    """Presentation times -> seconds on the player's clock."""
-
-    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self._base = stream.time_base or Fraction(0)
-        self._origin = time_origin(container, stream)
-        self._guessed = guesses_times(container)
-
-    def seconds(self, stamps: list[int | None]) -> Seconds:
-        """float64 [n]; NaN where a frame has no time."""
-        known = [pts for pts in stamps if pts is not None]
-        if self._guessed and known and len(known) == len(stamps):
-            # AVI numbers its chunks: with packed B frames the numbers are right as a set and
-            # attached to the wrong frames, shifted by the decoder's delay.
-            known.sort()
-            return np.array([float((pts - known[0]) * self._base) for pts in known])
-        return np.array(
-            [math.nan if pts is None else float(pts * self._base - self._origin) for pts in stamps],
-            dtype=np.float64,
-        )
+def _decode_file(
+    wish: _Wish, container: InputContainer, stream: VideoStream
+) -> list[DecodedClip] | None:
+    """By plan where packets tell the order, else in full; None where a plan met damage."""
+    damage = Damage()
+    table = packet_table(container, stream, damage)
+    if frames_are_packets(container, stream):
+        order = table.display_order()
+        if order is not None and not damage.partial:  # a partial packet may show nothing
+            times = Clock(container, stream).seconds([table.packets[i].pts for i in order])
+            return _decode_by_plan(wish, stream, table, order, times, damage)
+    return _decode_in_full(wish, container, stream, table, damage)
 
 
-def _every_frame(
-    container: InputContainer, stream: VideoStream, damage: Damage
+def _decode_by_plan(
+    wish: _Wish,
+    stream: VideoStream,
+    table: PacketTable,
+    order: Sequence[int],
+    times: Seconds,
+    damage: Damage,
+) -> list[DecodedClip] | None:
+    """The clips from a fraction of the packets, None where that cannot be known to be exact."""
+    choices = wish.choose(times)
+    position = {i: order[i] for i in _union(choices)}
+    wanted = frozenset(position.values())
+    pictures = decode_planned(stream.codec_context, table.packets, wanted)
+    if pictures is None:
+        return None
+    return _clips(choices, {i: pictures[at] for i, at in position.items()}, times, damage)
+
+
+def _decode_in_full(
+    wish: _Wish,
+    container: InputContainer,
+    stream: VideoStream,
+    table: PacketTable,
+    damage: Damage,
+) -> list[DecodedClip]:
+    """Decode everything, count what came out, index that."""
+    stamps: list[int | None] = []
+    held: list[av.VideoFrame] | None = []
+    size = 0
+    for frame in _decode_packets(stream, table, damage):
+        stamps.append(frame.pts)
+        if held is not None:
+            held.append(frame)
+            size += sum(plane.buffer_size for plane in frame.planes)
+            if size > _HELD_BYTES:
+                held = None
+    if not stamps:
+        raise _nothing_shown(wish.path, damage)
+    times = Clock(container, stream).seconds(stamps)
+    choices = wish.choose(times)
+    wanted = _union(choices)
+    if held is not None:
+        pictures = {i: to_rgb(held[i]) for i in wanted}
+    else:
+        pictures = _decode_again(wish.path, wanted)
+    return _clips(choices, pictures, times, damage)
+
+
+def _decode_again(path: Path, wanted: set[int]) -> dict[int, Pictures]:
+    """The wanted frames of a video that is too long to be held, by their output index."""
+    pictures: dict[int, Pictures] = {}
+    with open_stream(path) as (container, stream):
+        table = packet_table(container, stream, Damage())
+        for i, frame in enumerate(_decode_packets(stream, table, Damage())):
+            if i in wanted:
+                pictures[i] = to_rgb(frame)
+                if len(pictures) == len(wanted):
+                    break
+    return pictures
+
+
+def _decode_packets(
+    stream: VideoStream, table: PacketTable, damage: Damage
 ) -> Iterator[av.VideoFrame]:
     """All frames that the decoder shows, in its order; errors are noted and passed over."""
-    context = stream.codec_context
-    for packet in (*read_packets(container, stream, damage), None):
+    for packet in (*table.packets, None):
         try:
-            shown = context.decode(packet)
+            shown = stream.codec_context.decode(packet)
         except av.FFmpegError as error:
             damage.errors.append(message_of(error))
             continue
@@ -205,88 +276,28 @@ def _every_frame(
             yield frame
 
 
-def _decode_by_plan(
-    path: Path,
-    container: InputContainer,
-    stream: VideoStream,
-    frames: int,
-    cut: _Cut,
-    sampling: str,
-) -> DecodedClip | None:
-    """The clip from a fraction of the packets, None where that cannot be known to be exact."""
-    damage = Damage()
-    table = packet_table(container, stream, damage)
-    order = table.display_order()
-    if order is None or damage.partial:  # a packet that is not whole may show nothing
-        return None
-    times = _Clock(container, stream).seconds([table.packets[i].pts for i in order])
-    chosen = cut.inside(times, path)
-    chosen = chosen[sample_indices(len(chosen), frames, sampling)]
-    positions = [order[i] for i in chosen]
-    context, wanted = stream.codec_context, frozenset(positions)
-    pictures = decode_planned(context, table.packets, wanted, damage)
-    if pictures is None:
-        return None
-    return _clip([pictures[i] for i in positions], times[chosen], damage)
+def _decode_folder(wish: _Wish, fps: float | None) -> list[DecodedClip]:
+    files = frame_files(wish.path)
+    times = folder_times(len(files), fps)
+    choices = wish.choose(times)
+    pictures = {i: read_frame(wish.path, files[i]) for i in sorted(_union(choices))}
+    return _clips(choices, pictures, times, Damage())
 
 
-def _decode_in_full(path: Path, frames: int, cut: _Cut, sampling: str) -> DecodedClip:
-    """Decode everything, count what came out, index that."""
-    damage = Damage()
-    stamps: list[int | None] = []
-    held: list[av.VideoFrame] | None = []
-    size = 0
-    with open_stream(path) as (container, stream):
-        for frame in _every_frame(container, stream, damage):
-            stamps.append(frame.pts)
-            if held is not None:
-                held.append(frame)
-                size += sum(plane.buffer_size for plane in frame.planes)
-                if size > _HELD_BYTES:
-                    held = None
-        times = _Clock(container, stream).seconds(stamps)
-    if not stamps:
-        raise _nothing_shown(path, damage)
-    chosen = cut.inside(times, path)
-    chosen = chosen[sample_indices(len(chosen), frames, sampling)]
-    wanted = {int(i) for i in chosen}
-    if held is not None:
-        pictures = {i: to_rgb(held[i]) for i in wanted}
-    else:
-        pictures = _decode_again(path, wanted)
-    return _clip([pictures[int(i)] for i in chosen], times[chosen], damage)
+def _union(choices: Sequence[_Choice]) -> set[int]:
+    return {int(i) for choice in choices for i in choice}
 
 
-def _decode_again(path: Path, wanted: set[int]) -> dict[int, Pictures]:
-    """The wanted frames of a video that is too long to be held, by their output index."""
-    pictures: dict[int, Pictures] = {}
-    with open_stream(path) as (container, stream):
-        for i, frame in enumerate(_every_frame(container, stream, Damage())):
-            if i in wanted:
-                pictures[i] = to_rgb(frame)
-                if len(pictures) == len(wanted):
-                    break
-    return pictures
-
-
-def _decode_folder(
-    path: Path, frames: int, cut: _Cut, sampling: str, fps: float | None
-) -> DecodedClip:
-    files = frame_files(path)
-    times = _folder_times(len(files), fps)
-    chosen = cut.inside(times, path)
-    chosen = chosen[sample_indices(len(chosen), frames, sampling)]
-    pictures = {i: read_frame(path, files[i]) for i in {int(i) for i in chosen}}
-    return _clip([pictures[int(i)] for i in chosen], times[chosen], Damage())
-
-
-def _folder_times(length: int, fps: float | None) -> Seconds:
-    return np.full(length, math.nan) if fps is None else np.arange(length) / fps
-
-
-def _clip(pictures: list[Pictures], times: Seconds, damage: Damage) -> DecodedClip:
-    stacked, damage.sizes = stack_pictures(pictures)
-    return DecodedClip(stacked, times.astype(np.float32), damage.describe())
+def _clips(
+    choices: Sequence[_Choice], pictures: Mapping[int, Pictures], times: Seconds, damage: Damage
+) -> list[DecodedClip]:
+    """One clip per choice, from pictures by their index into `times`."""
+    clips = []
+    for choice in choices:
+        stacked, sizes = stack_pictures([pictures[int(i)] for i in choice])
+        degraded = replace(damage, sizes=sizes).describe()
+        clips.append(DecodedClip(stacked, times[choice].astype(np.float32), degraded))
+    return clips
 
 
 def _nothing_shown(path: Path, damage: Damage) -> UndecodableVideo:

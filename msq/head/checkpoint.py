@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from msq.config import HeadConfig
-from msq.errors import MsqError
+from msq.errors import MsqError, UsageError
 from msq.head.features import Features
 from msq.head.model import MSQNet
 
@@ -81,14 +81,15 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MSQNet, 
     """Read `head.safetensors`: the head in evaluation mode, and the object of its header.
 
     Raises:
-        MsqError: missing, not such a file, or written by a later format.
+        UsageError: no such file.
+        MsqError: not such a file, or written by a later format.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise MsqError(
+        raise UsageError(
             f"{path}: no such file; is the run finished? `msq train-head` resumes it"
         ) from None
     except safetensors.SafetensorError as error:

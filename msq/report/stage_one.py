@@ -79,6 +79,52 @@ def exit_code(result: ExtractResult) -> int:
     return 3 if result.failed or result.skipped else 0
 
 
+def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
+    """What the request would do, on stdout; nothing is decoded or written."""
+    from msq.extract.plan_run import dry_run
+
+    plan = dry_run(request)
+    for item in plan["skipped_items"][:SHOWN]:
+        terminal.say(f"skipped: {_line(item)}")
+    if not plan["enough"]:
+        terminal.say("warning: the disk has less free space than the run will write")
+    if json:
+        terminal.print_json(plan)
+        return
+    splits = ", ".join(f"{n} {s}" for s, n in plan["splits"].items())
+    terminal.table(
+        f"{plan['store']}: {plan['dataset']}, {plan['clips']} clips ({splits}), "
+        f"{plan['classes']} classes; dry run, nothing is written",
+        ("encoder", "size", "shards", "done", "pending"),
+        [
+            (name, size(e["bytes"]), *(str(e["shards"][k]) for k in ("total", "done", "pending")))
+            for name, e in plan["encoders"].items()
+        ],
+    )
+    for name, encoder in plan["encoders"].items():
+        print(f"{name}: {encoder['spec']}, stored as {encoder['stored']}")
+    for name, text in plan["text"].items():
+        print(f"text {name}: {text['spec']}: {', '.join(text['prompts'].values())}")
+        for label, words in text["unknown_words"].items():
+            terminal.say(f"warning: {name} does not know {', '.join(words)} (class {label})")
+    parts = plan["bytes"]
+    print(f"clips: {plan['missing']} without a file, {plan['failed']} failed in earlier runs")
+    print(
+        f"store: {size(parts['total'])} when finished (features {size(parts['features'])}), "
+        f"{size(parts['pending'])} of it to be written; {size(plan['free_bytes'])} free"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that a person would choose, 1000 to the next."""
+    value, units = float(count), ("B", "kB", "MB", "GB", "TB")
+    for unit in units[:-1]:
+        if value < 1000:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} {units[-1]}"
+
+
 def show_store(path: Path, *, json: bool = False) -> None:
     """What a store holds, how it was made, how complete it is."""
     from msq.extract.store import open_store

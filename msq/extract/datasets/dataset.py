@@ -25,6 +25,8 @@ class Clip:
         labels: indices into `Dataset.classes`, ascending, no repeats; may be empty.
         split: `train`, `val` or `test`.
         intervals: (class, start, end) in seconds where the annotation has them.
+        fps: frames per second of a frame folder, which has no times of its own: picture k is shown
+            at k / fps. Needed to cut one; video files have their own clock and ignore it.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Clip:
     labels: tuple[int, ...]
     split: Split
     intervals: tuple[tuple[int, float, float], ...] = ()
+    fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,9 @@ class Dataset:
         return replace(self, clips=self.clips[:clips])
 
     def clip_list_hash(self) -> str:
-        """SHA-256 over ids, cuts, labels and splits in row order; paths are left out."""
-        rows = [[c.id, c.start, c.end, list(c.labels), c.split] for c in self.clips]
+        """SHA-256 over ids, cuts, labels, splits and frame rates, in order; paths are left out."""
+        rows = [
+            [c.id, c.start, c.end, list(c.labels), c.split, *([] if c.fps is None else [c.fps])]
+            for c in self.clips
+        ]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,331 @@
+"""ActivityNet-style annotations: labelled segments of untrimmed videos.
+
+Three forms, told apart by the file itself: JSON with a `database` (ActivityNet; AFSD's THUMOS14
+file, whose segments are strings; ActionFormer's, with `label_id` and `fps`), mmaction2's BMN JSON
+without one (`{"v_x": {"duration_second", "annotations", …}}`), and AFSD's CSV (`video,type,
+type_idx,start,end,…`). Classes are in the order of `label_id` where every class has one and they
+are 0 … K-1, else by name.
+
+`clips=segments` gives a row per segment; one that stands under several classes is several rows
+(`view=official`) or one with all its labels (`view=dedup`). `clips=videos` gives a multi-label row
+per video with its segments as intervals; videos without segments (hidden test sets) are kept,
+unlabelled.
+
+Oddities: `string_times` (segments written as strings), `end_past_length` (cut at the video's
+length), `start_past_length` and `reversed` (left out), `repeated` (left out), `double_labelled`,
+`ambiguous` (label `Ambiguous`, left out), `malformed` (left out), `without_segments` (videos).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from msq.errors import DatasetError, UsageError
+from msq.extract.datasets.annotation_text import (
+    Skipped,
+    positive,
+    read_lines,
+    read_text,
+    to_seconds,
+)
+from msq.extract.datasets.dataset import Clip, Dataset, Split, Task
+from msq.extract.datasets.list_files import SPLIT_WORDS, resolve
+from msq.extract.datasets.manifest import read_classes
+from msq.extract.datasets.media_index import MediaIndex, Place
+from msq.extract.datasets.options import choice
+from msq.extract.datasets.reading import Reading, make_adapter
+from msq.extract.datasets.segments import Film, Segment, View, cut_segments, film_fps, segment_id
+from msq.extract.datasets.survey import count_splits
+
+NAME = "activitynet"
+AMBIGUOUS = "Ambiguous"
+OPTIONS = {
+    "annotations": "one or more files, joined by commas; the one JSON (or CSV) file of the root",
+    "clips": "segments or videos; segments",
+    "view": "official (a row per segment and label) or dedup (distinct segments); official",
+    "subset": "split of files that do not say (BMN JSON, CSV): train, val or test; from file or "
+    "video names",
+    "classes": "file of class names in index order; label_id, else sorted names",
+    "videos": "folder of the videos; the root and usual folders",
+    "fps": "frame rate of frame folders; from the annotation where it is there",
+}
+_VIDEOS = (
+    *("", "videos", "train", "val", "test", "videos/train", "videos/val", "videos/test"),
+    *("rawframes", "frames"),
+)
+
+
+@dataclass
+class _Video:
+    """One video of an annotation: the split, what is known of it, its (label, start, end)."""
+
+    split: Split
+    film: Film
+    segments: list[tuple[str, float, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Found:
+    videos: dict[str, _Video] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
+    skipped: Skipped = field(default_factory=list)
+    regular: Skipped = field(default_factory=list)
+    oddities: Counter[str] = field(default_factory=Counter)
+
+
+def read_activitynet(root: Path, **options: str) -> Dataset:
+    """Read the annotation of a folder; the arguments are those of `OPTIONS`.
+
+    Raises:
+        DatasetError: no annotation is there, or it has another form, or labels that the class file
+            does not have.
+        UsageError: an unknown option or value; several files could be the annotation; frame
+            folders to be cut without a known frame rate.
+    """
+    return ADAPTER.read(Path(root), options)
+
+
+def _load(root: Path, options: Mapping[str, str]) -> Reading:
+    by = choice(NAME, options, "clips", ("segments", "videos"), "segments")
+    view = cast(View, choice(NAME, options, "view", ("official", "dedup"), "official"))
+    subset = choice(NAME, options, "subset", ("", *SPLIT_WORDS), "")
+    fps = positive(NAME, options, "fps")
+    found = _Found()
+    for file in _files(root, options.get("annotations", "")):
+        before = len(found.videos)
+        if file.suffix.lower() == ".json":
+            _read_json(file, subset, found)
+        else:
+            _read_csv(file, subset, found)
+        if len(found.videos) == before:
+            raise DatasetError(f"{file}: expected videos with annotations, found none")
+    named = resolve(root, options["classes"]) if options.get("classes") else None
+    classes = _classes(found, named)
+    media = MediaIndex(root, [options["videos"]] if options.get("videos") else _VIDEOS)
+
+    def place(video: str) -> tuple[Place, float | None]:
+        there = media.find(f"{video}.mp4", f"v_{video}.mp4")
+        return there, film_fps(NAME, video, there, found.videos[video].film, fps)
+
+    task: Task = "multilabel"
+    if by == "videos":
+        clips = _whole(found, classes, media)
+    else:
+        cuts = cut_segments(list(_segments(found, classes)), classes, view, place)
+        found.skipped += cuts.skipped
+        found.oddities.update(cuts.oddities)
+        clips = cuts.clips
+        task = "singlelabel" if view == "official" else "multilabel"
+    metric = "map" if by == "videos" else "top1"
+    return Reading(
+        Dataset(NAME, classes, task, clips, metric, (*found.regular, *found.skipped)),
+        count_splits(clips),
+        media.missing,
+        found.oddities,
+        {},
+        (f"a row per {by[:-1]}", f"{len(found.videos)} videos in the annotation"),
+        frozenset(found.regular),
+    )
+
+
+def _files(root: Path, given: str) -> list[Path]:
+    if given:
+        files = [resolve(root, name.strip()) for name in given.split(",") if name.strip()]
+        if gone := [file for file in files if not file.is_file()]:
+            raise DatasetError(f"{gone[0]}: expected an annotation file, found no file there")
+        return files
+    for pattern in ("*.json", "annotations/*.json", "*nnotation*.csv"):
+        files = sorted(root.glob(pattern))
+        if len(files) > 1:
+            raise UsageError(
+                f"dataset {NAME}: expected one annotation file below {root}, found "
+                f"{', '.join(f.name for f in files)}; name it with --option annotations=FILE"
+            )
+        if files:
+            return files
+    raise DatasetError(
+        f"{root}: expected an ActivityNet-style JSON file, found none; name it with "
+        "--option annotations=FILE"
+    )
+
+
+def _read_json(file: Path, subset: str, found: _Found) -> None:
+    """Both JSON forms."""
+    try:
+        data = json.loads(read_text(file))
+    except ValueError as bad:
+        raise DatasetError(f"{file}: expected JSON, found something else: {bad}") from None
+    videos = data.get("database", data) if isinstance(data, dict) else None
+    if not isinstance(videos, dict) or not any(
+        isinstance(entry, dict) and "annotations" in entry for entry in videos.values()
+    ):
+        kind = type(data).__name__
+        keys = ", ".join(list(data)[:5]) if isinstance(data, dict) else f"a {kind}"
+        raise DatasetError(
+            f'{file}: expected {{"database": {{VIDEO: {{"subset", "annotations"}}}}}} or '
+            f'mmaction2\'s {{VIDEO: {{"duration_second", "annotations"}}}}, found {keys}; a '
+            "Charades JSON is read by --dataset charades"
+        )
+    for name, entry in videos.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("annotations", []), list):
+            found.oddities["malformed"] += 1
+            found.skipped.append((name, f"{file.name}: expected an object with annotations"))
+            continue
+        split = _split(str(entry.get("subset", "")), subset, file, name)
+        if split is None:
+            found.skipped.append((name, f"{file.name}: unknown subset {entry.get('subset')!r}"))
+            continue
+        film = Film(
+            _number(entry, "duration", "duration_second") or math.inf,
+            _number(entry, "rfps", "fps"),
+        )
+        video = found.videos.setdefault(name, _Video(split, film))
+        for annotation in entry.get("annotations", []):
+            _add(annotation, name, video, file, found)
+
+
+def _split(written: str, subset: str, file: Path, video: str) -> Split | None:
+    """The split a file or video says it is in; `subset` where neither does."""
+    if written:
+        return SPLIT_WORDS.get(written.strip().lower())
+    if subset:
+        return SPLIT_WORDS[subset]
+    for text in (video, file.stem):
+        for word in text.lower().replace("-", "_").split("_"):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    raise UsageError(
+        f"dataset {NAME}: {file} does not say which split it is; give --option subset=train, val "
+        "or test"
+    )
+
+
+def _number(entry: Mapping[str, Any], *keys: str) -> float | None:
+    """The first of `keys` that is a number above 0."""
+    for key in keys:
+        try:
+            value = float(entry[key])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if math.isfinite(value) and value > 0:
+            return value
+    return None
+
+
+def _add(annotation: Any, name: str, video: _Video, file: Path, found: _Found) -> None:
+    """One annotation of a JSON file."""
+    try:
+        start, end = annotation["segment"]
+        found.oddities["string_times"] += isinstance(start, str) or isinstance(end, str)
+        times = to_seconds(str(start)), to_seconds(str(end))
+        label = str(annotation["label"]).strip()
+    except (KeyError, TypeError, ValueError):
+        found.oddities["malformed"] += 1
+        found.skipped.append((name, f"{file.name}: expected segment and label: {annotation!r:.80}"))
+        return
+    if label == AMBIGUOUS:
+        found.oddities["ambiguous"] += 1
+        found.regular.append((segment_id(name, *times), "ambiguous, in no class"))
+        return
+    if isinstance(annotation.get("label_id"), int):
+        found.ids.setdefault(label, annotation["label_id"])
+    video.segments.append((label, *times))
+
+
+def _read_csv(file: Path, subset: str, found: _Found) -> None:
+    """The `video,type,type_idx,start,end,…` form, by header name."""
+    header, *rows = read_lines(file, found.skipped)
+    columns = [cell.strip() for cell in header.text.split(",")]
+    if missing := [c for c in ("video", "type", "start", "end") if c not in columns]:
+        raise DatasetError(
+            f"{file}: expected comma-separated columns video, type, start and end, found no "
+            f"{missing[0]} in {header.text[:80]!r}"
+        )
+    for number, text in rows:
+        row = dict(zip(columns, (cell.strip() for cell in text.split(",")), strict=False))
+        name = row.get("video", "")
+        split = _split("", subset, file, name)
+        assert split is not None
+        video = found.videos.setdefault(name, _Video(split, Film()))
+        try:
+            annotation = {"segment": (float(row["start"]), float(row["end"])), "label": row["type"]}
+        except (KeyError, ValueError):
+            found.oddities["malformed"] += 1
+            found.skipped.append((f"{file.name} line {number}", f"expected times: {text[:80]!r}"))
+            continue
+        _add(annotation, name, video, file, found)
+
+
+def _classes(found: _Found, file: Path | None) -> tuple[str, ...]:
+    """Class names in index order.
+
+    Raises:
+        DatasetError: the annotation has a label that the class file does not have, or none at all.
+    """
+    used = {label for video in found.videos.values() for label, _, _ in video.segments}
+    if not used:
+        raise DatasetError("the annotation has no labelled segment, so there are no classes")
+    if file is not None:
+        names = read_classes(file)
+        if unknown := sorted(used - set(names)):
+            raise DatasetError(
+                f"{file}: expected the classes of the annotation, found no {unknown[0]!r}: is it "
+                "the class file of another dataset?"
+            )
+        return names
+    if set(found.ids) == used and sorted(found.ids.values()) == list(range(len(used))):
+        return tuple(sorted(used, key=found.ids.__getitem__))
+    return tuple(sorted(used))
+
+
+def _segments(found: _Found, classes: tuple[str, ...]) -> Iterator[Segment]:
+    """Segments within their videos."""
+    index = {name: k for k, name in enumerate(classes)}
+    for name, video in found.videos.items():
+        found.oddities["without_segments"] += not video.segments
+        if not video.segments:
+            found.regular.append((name, "no segment: take --option clips=videos to keep it"))
+        for label, start, end in video.segments:
+            length = video.film.duration
+            if start >= length:
+                found.oddities["start_past_length"] += 1
+                found.skipped.append(
+                    (segment_id(name, start, end), f"begins after {length:g} s, the video's end")
+                )
+                continue
+            found.oddities["end_past_length"] += end > length
+            yield Segment(name, start, min(end, length), index[label], video.split, name)
+
+
+def _whole(found: _Found, classes: tuple[str, ...], media: MediaIndex) -> tuple[Clip, ...]:
+    """A row per video; a whole frame folder needs no frame rate."""
+    index = {name: k for k, name in enumerate(classes)}
+    clips = []
+    for name, video in found.videos.items():
+        found.oddities["without_segments"] += not video.segments
+        found.oddities["reversed"] += sum(start >= end for _, start, end in video.segments)
+        found.oddities["end_past_length"] += sum(
+            end > video.film.duration for _, _, end in video.segments
+        )
+        intervals = tuple((index[label], start, end) for label, start, end in video.segments)
+        path = media.find(f"{name}.mp4", f"v_{name}.mp4").path
+        labels = tuple(sorted({k for k, _, _ in intervals}))
+        clips.append(Clip(name, path, None, None, labels, video.split, intervals))
+    return tuple(clips)
+
+
+ADAPTER = make_adapter(
+    NAME,
+    "ActivityNet-style JSON (also AFSD, ActionFormer and mmaction2 BMN files)",
+    "one annotation file (activity_net.v1-3.min.json, thumos_gt.json, anet_anno_*.json, …) and the "
+    "videos or frame folders, `<id>` or `v_<id>`",
+    "ActivityNet: list public, missing videos on request; videos from YouTube",
+    OPTIONS,
+    _load,
+)

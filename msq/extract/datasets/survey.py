@@ -1,0 +1,81 @@
+"""Counting what a dataset holds, for `msq datasets check`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msq.extract.datasets.adapter import SplitCount, Survey
+from msq.extract.datasets.dataset import SPLITS, Clip, Dataset
+from msq.extract.datasets.locate import Media
+
+EXAMPLES = 5
+
+
+def survey_dataset(
+    name: str,
+    data: Dataset,
+    root: Path,
+    *,
+    oddities: Mapping[str, int] | None = None,
+    published: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
+    splits: Mapping[str, SplitCount] | None = None,
+) -> Survey:
+    """A survey of a dataset that was read: its splits, and which files are not there.
+
+    Args:
+        name: of the adapter.
+        data: as its adapter reads it.
+        root: missing files are named relative to it.
+        oddities: counts of the traps found.
+        published: what the field reports, under the names of `Survey`.
+        notes: one line each.
+        splits: counts under the dataset's own names; those of the clips if None.
+    """
+    missing = [clip.path for clip in data.clips if not clip.path.exists()]
+    counted = dict(oddities or {})
+    if data.skipped:
+        counted["skipped"] = len(data.skipped)
+    return Survey(
+        dataset=name,
+        classes=len(data.classes),
+        splits=dict(splits) if splits is not None else count_splits(data.clips),
+        missing=len(missing),
+        oddities=counted,
+        published=dict(published or {}),
+        notes=tuple(notes),
+        missing_examples=tuple(_relative(path, root) for path in missing[:EXAMPLES]),
+    )
+
+
+def survey_media(
+    name: str,
+    data: Dataset,
+    media: Media,
+    *,
+    oddities: Mapping[str, int],
+    published: Mapping[str, int],
+    notes: tuple[str, ...],
+) -> Survey:
+    """A survey that also says which folders the clips come from."""
+    ids = [clip.id for clip in data.clips]
+    sources = tuple(f"{n} clips from {where}" for where, n in media.sources(ids).items())
+    counted = {**oddities, "empty_frame_folders": media.empty_folders(ids)}
+    return survey_dataset(
+        name, data, media.root, oddities=counted, published=published, notes=(*sources, *notes)
+    )
+
+
+def count_splits(clips: Sequence[Clip]) -> dict[str, SplitCount]:
+    """Clips of each split that has any, by the clips' own split names."""
+    found: dict[str, SplitCount] = {}
+    for split in SPLITS:
+        labels = [clip.labels for clip in clips if clip.split == split]
+        if labels:
+            found[split] = SplitCount(len(labels), sum(1 for x in labels if not x))
+    return found
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

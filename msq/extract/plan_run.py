@@ -1,0 +1,197 @@
+"""What a run of stage one would do, found out without writing anything: `msq extract --dry-run`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msq.errors import StoreError, UsageError
+from msq.extract import store_schema as schema
+from msq.extract.atomic import TEMPORARY_SUFFIX
+from msq.extract.encoders import TextEncoder
+from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.request import ExtractRequest, prompt_slug, slug
+from msq.extract.shard import CRC_BYTES
+from msq.extract.store_writer import StoreWriter
+
+_FAILED = schema.UNDECODABLE
+_INDEX_ENTRY = 16  # per row of a shard: offset and length, uint64 each
+
+
+def dry_run(request: ExtractRequest) -> dict[str, Any]:
+    """Read the annotations, load the encoders, look at the store; decode and write nothing.
+
+    What the run itself would refuse (an unknown dataset, weights that do not fit, a store of
+    another making, …) is refused here with the same error. A store that another process is
+    writing is looked at as it is.
+
+    Returns:
+        JSON-able: `store, exists, dataset, task, clips, splits{NAME: clips}, classes, missing`
+        (clips without a file), `skipped, skipped_items[{item, reason}]`,
+        `encoders{NAME: {kind, spec, stored, bytes, shards{total, done, pending}}}`,
+        `text{NAME: {spec, prompts{NAME: template}, unknown_words{CLASS: words}}}`,
+        `bytes{features, times, status, other, total, pending}` (files of the finished store;
+        `other` is metadata, clips, labels and text; failed clips take none of theirs; `pending`
+        is what this run would write), `shards{total, done, pending}` (done: for every encoder),
+        `failed` (clips that earlier runs recorded as failed), `free_bytes` where the store lies or
+        would lie, `enough` (free for what is pending).
+
+    Raises:
+        MsqError: as `ExtractRequest.run` before its first clip.
+    """
+    data = request.read_dataset()
+    video, image, text = request.load_encoders()
+    specs = {e.spec.slug: e.spec for e in (video, image) if e is not None}
+    if video is not None and image is not None and len(specs) == 1:
+        raise UsageError(f"the video and the image encoder are both named {video.spec.slug!r}")
+    out = request.out or Path(f"{slug(data.name)}.zarr")
+    look = _Look(out, data, store_dtype=request.store_dtype, shard=request.shard)
+    for spec in specs.values():
+        look.add_encoder(spec)
+    prompts = {prompt_slug(template): template for template in request.prompts}
+    texts = {} if text is None else {text.spec.slug: _text(look, text, prompts)}
+    done = {name: _done(look, name) for name in specs}
+    sizes = {name: _Sizes(look, spec) for name, spec in specs.items()}
+    finished = set.intersection(*done.values())
+    pending = sum(sizes[name].of(set(range(look.shards)) - done[name]) for name in specs)
+    pending += look.absent_bytes
+    free = _free_bytes(out)
+    total = {part: sum(s.whole[part] for s in sizes.values()) for part in _Sizes.PARTS}
+    return {
+        "store": str(out),
+        "exists": out.exists(),
+        "dataset": data.name,
+        "task": data.task,
+        "clips": len(data.clips),
+        "splits": _counts([clip.split for clip in data.clips]),
+        "classes": len(data.classes),
+        "missing": sum(not clip.path.exists() for clip in data.clips),
+        "skipped": len(data.skipped),
+        "skipped_items": [{"item": item, "reason": reason} for item, reason in data.skipped],
+        "encoders": {
+            name: {
+                "kind": spec.kind,
+                "spec": spec.line(data.name),
+                "stored": request.store_dtype,
+                "bytes": sum(sizes[name].whole.values()),
+                "shards": _shards(look.shards, len(done[name])),
+            }
+            for name, spec in specs.items()
+        },
+        "text": texts,
+        "bytes": {
+            **total,
+            "other": look.other_bytes,
+            "total": sum(total.values()) + look.other_bytes,
+            "pending": pending,
+        },
+        "shards": _shards(look.shards, len(finished)),
+        "failed": _failed(look),
+        "free_bytes": free,
+        "enough": free >= pending,
+    }
+
+
+class _Look(StoreWriter):
+    """A writer that checks all that a writer checks and publishes nothing."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._keys: dict[str, int] = {}  # all but features, times and status, and their bytes
+        super().__init__(*arguments, **options)
+
+    @property
+    def other_bytes(self) -> int:
+        """Of everything but features, times and status."""
+        return sum(self._keys.values())
+
+    @property
+    def absent_bytes(self) -> int:
+        """Of these, what is not in the store yet."""
+        return sum(count for key, count in self._keys.items() if not (self.path / key).exists())
+
+    def _prepare_directory(self) -> None:
+        # A writer would clear away here what killed writers left.
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path}: expected a folder for the feature store, found a file")
+        if self.path.is_dir() and not (self.path / "zarr.json").exists():
+            found = [f for f in self.path.iterdir() if not f.name.endswith(TEMPORARY_SUFFIX)]
+            if found:
+                raise StoreError(
+                    f"{self.path}: expected a feature store of msq or an empty folder, found "
+                    f"{found[0].name}; choose another place for the store"
+                )
+
+    def _publish(self, content: Mapping[str, bytes]) -> list[str]:
+        self._keys |= {key: len(value) for key, value in content.items()}
+        return [key for key in content if (self.path / key).exists()]
+
+
+class _Sizes:
+    """Bytes of one encoder's files, by part: what the shard writer makes of full rows."""
+
+    PARTS = ("features", "times", "status")
+
+    def __init__(self, look: StoreWriter, spec: EncoderSpec) -> None:
+        self._look = look
+        self._arrays = dict(
+            zip(self.PARTS, schema.feature_arrays(spec, look.store_dtype), strict=False)
+        )
+        self.whole = self._parts(set(range(look.shards)))
+
+    def of(self, shards: set[int]) -> int:
+        """Bytes of these shards."""
+        return sum(self._parts(shards).values())
+
+    def _parts(self, shards: set[int]) -> dict[str, int]:
+        rows = sum(len(self._look.rows(shard)) for shard in shards)
+        parts = {}
+        for part, array in self._arrays.items():
+            parts[part] = rows * (array.row_bytes + CRC_BYTES)
+            if array.sharded:
+                parts[part] += len(shards) * (self._look.shard * _INDEX_ENTRY + CRC_BYTES)
+        parts["status"] = len(shards) * (self._look.shard + CRC_BYTES)
+        return parts
+
+
+def _text(look: StoreWriter, text: TextEncoder, prompts: Mapping[str, str]) -> dict[str, Any]:
+    """What the store will say of the class names; their vectors are sized, not computed."""
+    classes = look.dataset.classes
+    unknown = {name: words for name in classes if (words := text.unknown_words(name))}
+    for prompt, template in prompts.items():
+        look.has_text(text.spec, prompt, template)  # refuses one of another making
+        values = np.zeros((len(classes), text.spec.channels), dtype=np.float32)
+        look.add_text(text.spec, prompt, template, unknown, values)
+    return {
+        "spec": text.spec.line(look.dataset.name),
+        "prompts": dict(prompts),
+        "unknown_words": unknown,
+    }
+
+
+def _done(look: StoreWriter, encoder: str) -> set[int]:
+    return {shard for shard in range(look.shards) if look.is_done(encoder, shard)}
+
+
+def _failed(look: StoreWriter) -> int:
+    recorded = [f for shard in range(look.shards) for f in look.failures(shard)]
+    return len({f.row for f in recorded if f.encoder in look.specs and f.status == _FAILED})
+
+
+def _shards(total: int, done: int) -> dict[str, int]:
+    return {"total": total, "done": done, "pending": total - done}
+
+
+def _counts(names: list[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def _free_bytes(path: Path) -> int:
+    """Free bytes for this user on the disk that holds `path`, or will."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

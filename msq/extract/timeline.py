@@ -1,0 +1,90 @@
+"""When frames are shown, in seconds on the player's clock, and the cut that a clip makes there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from msq.extract.packets import UndecodableVideo, guesses_times, time_origin
+
+Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part `start <= time < end` of a video; None is open."""
+
+    start: float | None
+    end: float | None
+
+    @property
+    def whole(self) -> bool:
+        """True where nothing is cut away."""
+        return self.start is None and self.end is None
+
+    def inside(self, times: Seconds, path: Path) -> npt.NDArray[np.int64]:
+        """Indices of the frames in the cut, at least one, ascending.
+
+        Args:
+            times: float64 [n] of all frames, NaN where unknown.
+            path: the video, for messages.
+
+        Raises:
+            UndecodableVideo: no frame lies in the cut, or times are needed and unknown.
+        """
+        if self.whole:
+            return np.arange(len(times))
+        if np.isnan(times).any():
+            raise UndecodableVideo(
+                path,
+                f"expected frames with times, to cut {self}; found a video without time stamps "
+                "(remux it into a container, or give frame folders their frame rate)",
+            )
+        low = -math.inf if self.start is None else self.start
+        high = math.inf if self.end is None else self.end
+        chosen = np.flatnonzero((times >= low) & (times < high))
+        if not len(chosen):
+            raise UndecodableVideo(
+                path,
+                f"expected at least one frame in the cut {self}; found none "
+                f"(frames are shown from {times.min():.3f} to {times.max():.3f} s)",
+            )
+        return chosen
+
+    def __str__(self) -> str:
+        start = "the beginning" if self.start is None else f"{self.start:g} s"
+        return f"{start} to {'the end' if self.end is None else f'{self.end:g} s'}"
+
+
+class Clock:
+    """Presentation times -> seconds on the player's clock."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self._base = stream.time_base or Fraction(0)
+        self._origin = time_origin(container, stream)
+        self._guessed = guesses_times(container)
+
+    def seconds(self, stamps: list[int | None]) -> Seconds:
+        """float64 [n]; NaN where a frame has no time."""
+        known = [pts for pts in stamps if pts is not None]
+        if self._guessed and known and len(known) == len(stamps):
+            # AVI numbers its chunks: with packed B frames the numbers are right as a set and
+            # attached to the wrong frames, shifted by the decoder's delay.
+            known.sort()
+            return np.array([float((pts - known[0]) * self._base) for pts in known])
+        return np.array(
+            [math.nan if pts is None else float(pts * self._base - self._origin) for pts in stamps],
+            dtype=np.float64,
+        )
+
+
+def folder_times(length: int, fps: float | None) -> Seconds:
+    """Seconds [length] of a frame folder's pictures; NaN without a frame rate."""
+    return np.full(length, math.nan) if fps is None else np.arange(length) / fps

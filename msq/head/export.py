@@ -1,0 +1,107 @@
+"""Predictions in the form of the official Charades scorer: `id s_0 … s_156`, one line a video."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msq.errors import MsqError, UsageError
+from msq.head.checkpoint import write_atomic
+
+CHARADES_TEST_VIDEOS = 1863
+
+
+def write_charades_submission(file: Path, ids: Sequence[str], scores: Tensor) -> None:
+    """Write one line a video: its id and the scores of its classes, between blanks.
+
+    Nine digits keep every float32 apart, so the order, which alone is scored, survives.
+
+    Args:
+        file: to write; whole or not at all.
+        ids: [N] distinct, without blanks.
+        scores: [N, K], higher is surer; logits or probabilities.
+
+    Raises:
+        UsageError: shapes that do not fit, or ids that are not distinct or hold blanks.
+        MsqError: NaN among the scores.
+    """
+    if scores.ndim != 2 or len(scores) != len(ids):
+        raise UsageError(
+            f"{file}: expected scores [N, K] of {len(ids)} ids, found {list(scores.shape)}"
+        )
+    bad = [name for name in ids if len(name.split()) != 1 or name != name.strip()]
+    if bad or len(set(ids)) != len(ids):
+        raise UsageError(
+            f"{file}: expected distinct ids without blanks, found {bad[:3] or 'some twice'}"
+        )
+    if bool(scores.isnan().any()):
+        raise MsqError(f"{file}: NaN among the scores")
+    values = scores.detach().float().cpu().tolist()
+    lines = (
+        " ".join((name, *(f"{x:.9g}" for x in row))) for name, row in zip(ids, values, strict=True)
+    )
+    write_atomic(file, "".join(f"{line}\n" for line in lines).encode())
+
+
+def export_charades_run(run: Path, file: Path) -> int:
+    """Write the predictions of a run's test split as a submission; returns how many videos.
+
+    Raises:
+        UsageError: the run has no `predictions.npz`.
+    """
+    source = Path(run) / "predictions.npz"
+    if not source.is_file():
+        raise UsageError(f"{source}: expected the predictions of a finished run, found nothing")
+    with np.load(source, allow_pickle=False) as found:
+        ids = [str(name) for name in found["ids"]]
+        write_charades_submission(file, ids, torch.from_numpy(found["logits"]))
+    return len(ids)
+
+
+def read_charades_submission(file: Path, ids: Sequence[str], classes: int = 157) -> Tensor:
+    """Scores [N, K] float64 of a submission in the order of `ids`, blanks or tabs between them.
+
+    A video without a line gets -inf, as in the official scorer; `metrics.charades_map` ranks
+    unlabelled videos last on its own. Both a missing video and a line of an unknown one are
+    warned of, as is a list of ids that is not the 1,863 official test videos.
+
+    Raises:
+        UsageError: the file is missing, or a line has not an id and `classes` numbers, or an id
+            stands twice.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UsageError(f"{file}: expected a submission, found nothing there")
+    found: dict[str, list[float]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        cells = line.split()
+        if not cells:
+            continue
+        try:
+            values = [float(x) for x in cells[1:]]
+        except ValueError as bad:
+            raise UsageError(f"{file}, line {number}: {bad}") from None
+        if len(values) != classes:
+            raise UsageError(
+                f"{file}, line {number}: expected an id and {classes} scores, found {len(values)}"
+            )
+        if cells[0] in found:
+            raise UsageError(f"{file}, line {number}: the id {cells[0]!r} stands twice")
+        found[cells[0]] = values
+    lost = [name for name in ids if name not in found]
+    unknown = sorted(found.keys() - set(ids))
+    for names, what in ((lost, "without a line, ranked last"), (unknown, "not asked for")):
+        if names:
+            warnings.warn(f"{file}: {len(names)} videos {what}: {names[:3]}", stacklevel=2)
+    if len(ids) != CHARADES_TEST_VIDEOS:
+        warnings.warn(
+            f"{file}: {len(ids)} videos, the official test set has {CHARADES_TEST_VIDEOS}",
+            stacklevel=2,
+        )
+    empty = [-float("inf")] * classes
+    return torch.tensor([found.get(name, empty) for name in ids], dtype=torch.float64)

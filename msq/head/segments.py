@@ -1,0 +1,48 @@
+"""Macro mAP of groups of classes: Animal Kingdom's head, middle and tail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from msq.errors import UsageError
+from msq.head.metrics import MeanAP, mean_average_precision
+
+
+def segment_map(
+    scores: Tensor, labels: Tensor, segments: Mapping[str, Sequence[int]]
+) -> dict[str, MeanAP]:
+    """Macro mAP over the whole set and over each segment's classes.
+
+    All clips are ranked for every class, whatever segment their labels belong to; classes without
+    positives are left out of a segment's mean and counted, clips without any label are left out.
+
+    Args:
+        scores: [N, K], higher is surer.
+        labels: [N, K], positive where not zero.
+        segments: name -> class indices, for instance of
+            `msq.extract.datasets.animal_kingdom.read_animal_kingdom_segments`.
+
+    Returns:
+        `overall` and one value for each segment; NaN for a segment without positives.
+
+    Raises:
+        UsageError: shapes that do not fit, a class that is not among the K, one that stands twice
+            in a segment, or a segment called `overall`.
+    """
+    overall = mean_average_precision(scores, labels)
+    classes = scores.shape[1]
+    result = {"overall": overall}
+    for name, members in segments.items():
+        if name in result:
+            raise UsageError(f"segment_map: expected a segment other than {name!r}")
+        wrong = [k for k in members if not 0 <= k < classes]
+        if wrong or len(set(members)) != len(members):
+            raise UsageError(
+                f"segment_map, {name}: expected distinct classes 0 to {classes - 1}, found "
+                f"{wrong or sorted(members)}"
+            )
+        per_class = overall.per_class[list(members)]
+        result[name] = MeanAP(per_class, overall.rows_scored, overall.rows_left_out)
+    return result
