@@ -24,6 +24,8 @@ store_app = typer.Typer(help="Look at a feature store.", no_args_is_help=True)
 encoders_app = typer.Typer(help="What can encode.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 app.add_typer(encoders_app, name="encoders")
+datasets_app = typer.Typer(help="What can be read, and is it all there.", no_args_is_help=True)
+app.add_typer(datasets_app, name="datasets")
 
 
 class Queries(StrEnum):
@@ -115,6 +117,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Never fall
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Configuration overrides.")
 ]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="A dataset's option; may be repeated."),
+]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 
 
@@ -183,6 +189,7 @@ def extract(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="A dataset's name (with --root).")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    option: Options = None,
     out: Annotated[Path | None, typer.Option(help="The store; NAME.zarr by default.")] = None,
     video_encoder: Annotated[
         str,
@@ -230,10 +237,14 @@ def extract(
         OnDegraded, typer.Option(help="Damaged videos that still give frames.")
     ] = OnDegraded.keep,
     policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how big it gets; no more.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Stage one: run the encoders over the videos once and write a feature store. Resumes."""
+    from msq.extract.datasets.options import parse_options
     from msq.extract.request import ExtractRequest
     from msq.report import stage_one
 
@@ -241,6 +252,7 @@ def extract(
         manifest=manifest,
         dataset=dataset,
         root=root,
+        options=parse_options(option or ()),
         out=out,
         classes=classes,
         task=task.value,
@@ -265,6 +277,9 @@ def extract(
         retry_failed=retry_failed,
         on_degraded=on_degraded.value,
     )
+    if dry_run:
+        stage_one.show_dry_run(request, json=json)
+        return
     result = stage_one.run(request, quiet=quiet)
     stage_one.show(result, json=json)
     raise typer.Exit(stage_one.exit_code(result))
@@ -277,7 +292,7 @@ def train_head(
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/STORE by default.")] = None,
     queries: Annotated[Queries | None, typer.Option(help="head.queries")] = None,
     classifier: Annotated[Classifier | None, typer.Option(help="head.classifier")] = None,
-    protocol: Annotated[str | None, typer.Option(help="train.protocol: paper.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="train.protocol: paper or official.")] = None,
     epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
     val: Annotated[float | None, typer.Option(help="train.val: share of train held out.")] = None,
@@ -355,6 +370,13 @@ def zero_shot(
     overrides: Overrides = None,
     seen: Annotated[str, typer.Option(help="Shares of seen classes, percent.")] = "50,75",
     splits: Annotated[int, typer.Option(help="Random class splits for each share.", min=1)] = 10,
+    split_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with train/split_I.list and test/split_I.list, to use instead."),
+    ] = None,
+    class_order: Annotated[
+        bool, typer.Option("--class-order", help="The first classes are seen, as the authors do.")
+    ] = False,
     queries: Annotated[str, typer.Option(help="vanilla, text, multimodal or all.")] = "all",
     classifier: Annotated[
         Classifier | None,
@@ -374,7 +396,16 @@ def zero_shot(
     settings = stage_two.settings(config, overrides, options)
     kind = None if classifier is None else classifier.value
     result = stage_two.zero_shot(
-        store, settings, seen, splits, queries, kind, device=device, quiet=quiet
+        store,
+        settings,
+        seen,
+        splits,
+        queries,
+        kind,
+        split_dir=split_dir,
+        class_order=class_order,
+        device=device,
+        quiet=quiet,
     )
     stage_two.show_zero_shot(result, json=json)
 
@@ -408,6 +439,27 @@ def list_encoders(json: Json = False) -> None:
     from msq.report import stage_one
 
     stage_one.show_encoders(json=json)
+
+
+@datasets_app.command("list", epilog="Example: msq datasets list")
+def list_datasets(json: Json = False) -> None:
+    """Say which datasets and annotation formats can be read, and what each needs."""
+    from msq.report import datasets
+
+    datasets.show_list(json=json)
+
+
+@datasets_app.command("check", epilog="Example: msq datasets check charades --root /data/charades")
+def check_dataset(
+    name: Annotated[str, typer.Argument(help="As in msq datasets list.")],
+    root: Annotated[Path, typer.Option(help="Where the dataset lies.")],
+    option: Options = None,
+    json: Json = False,
+) -> None:
+    """Say what is there and what is missing, count it, and count every known oddity."""
+    from msq.report import datasets
+
+    datasets.show_survey(name, root, option or (), json=json)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -5,6 +5,9 @@ of an override's key: `head`, `optim`, `train`, `features`.
 
     config = override(RunConfig(), ["head.queries=text", "optim.lr=3e-4"])
     print(to_toml(config), fingerprint(config))
+
+`train.protocol` decides the defaults of all the others: those of `RunConfig()` for `paper`, those
+of `official_config()` for `official`. A switch that contradicts the protocol is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msq.errors import UsageError
+from msq.protocol import AMOUNTS, FIXED, Protocol, preset
 
 Queries = Literal["vanilla", "text", "multimodal"]
 Classifier = Literal["per-class", "shared", "text"]
@@ -40,9 +44,14 @@ class HeadConfig:
         layers: decoder layers L.
         heads: attention heads H; must divide the width.
         ffn: hidden width of the feed-forward part; None means 4 * width.
-        dropout: probability of every dropout of the decoder.
-        memory_position: position code added to the keys of the cross-attention.
+        dropout: probability of every dropout of encoder and decoder.
+        memory_position: `sincos` adds a position code to the keys of the cross-attention,
+            `sincos-input` to the tokens themselves, followed by a dropout; `none` adds none.
         query_position: learned position per class, added to query and key; starts at zero.
+        encoder_layers: layers of self-attention over the tokens, before the decoder.
+        label_projection: `always` projects the label embeddings; `fused` only where an image
+            feature is fused with them, and else takes them as queries as they are.
+        start: `fitted` to the training set, or as `torch` starts its own modules.
     """
 
     queries: Queries = "multimodal"
@@ -52,12 +61,16 @@ class HeadConfig:
     heads: int = 8
     ffn: int | None = None
     dropout: float = 0.1
-    memory_position: Literal["sincos", "none"] = "sincos"
+    memory_position: Literal["sincos", "sincos-input", "none"] = "sincos"
     query_position: bool = False
+    encoder_layers: int = 0
+    label_projection: Literal["always", "fused"] = "always"
+    start: Literal["fitted", "torch"] = "fitted"
 
     def __post_init__(self) -> None:
         """Refuse values that no head can have."""
         _at_least("head.layers", self.layers, 1)
+        _at_least("head.encoder_layers", self.encoder_layers, 0)
         _at_least("head.heads", self.heads, 1)
         if self.width is not None:
             _at_least("head.width", self.width, 1)
@@ -74,7 +87,9 @@ class OptimConfig:
         name: `adamw` (decoupled decay) or `adam` (as in the paper).
         lr: highest learning rate; the paper's is 1e-5 with `adam` and 100 epochs.
         weight_decay: applied to matrices only, never to biases and LayerNorm.
-        schedule: `cosine` to zero over all epochs, or `constant`; both after the warm-up.
+        schedule: `cosine` to zero over all epochs, `constant`, or `warm-restarts`, a cosine that
+            begins again every `restart_epochs` and moves once an epoch; all after the warm-up.
+        restart_epochs: read by `warm-restarts`.
         warmup: epochs of linear warm-up, fractions allowed.
         clip_grad: largest gradient norm; 0 switches clipping off.
         beta2: second-moment decay.
@@ -83,7 +98,8 @@ class OptimConfig:
     name: Literal["adamw", "adam"] = "adamw"
     lr: float = 5e-4
     weight_decay: float = 0.01
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "warm-restarts"] = "cosine"
+    restart_epochs: int = 10
     warmup: float = 1.0
     clip_grad: float = 1.0
     beta2: float = 0.999
@@ -92,6 +108,7 @@ class OptimConfig:
         """Refuse values that no optimiser can have."""
         for key in ("lr", "weight_decay", "warmup", "clip_grad"):
             _at_least(f"optim.{key}", getattr(self, key), 0)
+        _at_least("optim.restart_epochs", self.restart_epochs, 1)
         _share("optim.beta2", self.beta2)
 
 
@@ -102,31 +119,38 @@ class TrainConfig:
     Attributes:
         protocol: which reading of the method the run follows; every result names it.
         loss: `bce`, `ce`, or `auto`: `bce` for multilabel and `ce` for singlelabel (Eq. 8).
-        epochs: passes over the training clips.
-        batch: clips per step; a smaller training set makes it smaller.
+        epochs: passes over the training clips, or over `epoch_clips` of them.
+        epoch_clips: clips drawn for each epoch, none twice unless there are fewer, and its last
+            batch may be short; 0 means the training set, in batches of one size.
+        batch: clips per step; a smaller training set makes it smaller where `epoch_clips` is 0.
         seed: of the start, the order, the dropout and the validation tenth.
         val: share of the training clips held out, where the dataset has no validation split;
             0 trains on everything, and then nothing is selected and nothing stops early.
-        select: `best` keeps the weights of the epoch with the highest validation mAP, `last`
+        select: `best` keeps the weights of the epoch with the highest validation score, `last`
             those of the last epoch.
-        patience: epochs without a better validation mAP after which training stops; 0 never.
+        select_by: that score: `map`, or `official`, the authors' micro AP per batch of 32 (top-1
+            for singlelabel).
+        patience: epochs without a better validation score after which training stops; 0 never.
         ema: decay of the averaged weights, which are then the ones validated, kept and tested;
             0 uses the raw weights.
     """
 
-    protocol: Literal["paper"] = "paper"
+    protocol: Protocol = "paper"
     loss: Literal["auto", "bce", "ce"] = "auto"
     epochs: int = 30
+    epoch_clips: int = 0
     batch: int = 32
     seed: int = 0
     val: float = 0.1
     select: Literal["best", "last"] = "best"
+    select_by: Literal["map", "official"] = "map"
     patience: int = 0
     ema: float = 0.99
 
     def __post_init__(self) -> None:
         """Refuse values that no loop can have."""
         _at_least("train.epochs", self.epochs, 1)
+        _at_least("train.epoch_clips", self.epoch_clips, 0)
         _at_least("train.batch", self.batch, 1)
         _at_least("train.patience", self.patience, 0)
         _share("train.val", self.val)
@@ -158,12 +182,55 @@ class FeatureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a training run, apart from the features themselves."""
+    """Everything that decides a training run, apart from the features themselves.
+
+    Raises:
+        UsageError: a switch contradicts the protocol; the message lists them all.
+    """
 
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse switches that the protocol does not have."""
+        protocol = self.train.protocol
+        lines = [
+            f"{key} = {_toml_word(value)} (found {_toml_word(found)})"
+            for key, value in FIXED[protocol].items()
+            if (found := _field(self, key)) != value
+        ]
+        if lines:
+            other = "paper" if protocol == "official" else "official"
+            raise UsageError(
+                f"train.protocol = {protocol} means {', '.join(lines)}; leave them out, or choose "
+                f"--protocol {other}, which decides them otherwise (docs/protocols.md)"
+            )
+
+
+def official_config(queries: Queries = "multimodal") -> RunConfig:
+    """The configuration of the authors' code; the query mode is the paper's ablation."""
+    return from_dict({"train": {"protocol": "official"}, "head": {"queries": queries}})
+
+
+def protocol_changes(config: RunConfig) -> list[str]:
+    """Amounts that are not the protocol's: lines such as `optim.lr: official 1e-05, here 0.001`."""
+    protocol = config.train.protocol
+    return [
+        f"{key}: {protocol} {_toml_word(value)}, here {_toml_word(_field(config, key))}"
+        for key, value in AMOUNTS[protocol].items()
+        if _field(config, key) != value
+    ]
+
+
+def _field(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _toml_word(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _at_least(name: str, value: float, low: float) -> None:
@@ -182,14 +249,18 @@ def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(tables: Mapping[str, Any], source: str = "configuration") -> RunConfig:
-    """A RunConfig from plain dicts; missing fields take their defaults.
+    """A RunConfig from plain dicts; missing fields take the defaults of `train.protocol`.
 
     A table `data` is passed over: run directories write there what they were trained on.
 
     Raises:
-        UsageError: an unknown section or field (names the nearest), or a value of another type.
+        UsageError: an unknown section or field (names the nearest), a value of another type, or
+            one that contradicts the protocol.
     """
     sections: dict[str, Any] = {}
+    train = tables.get("train", {})
+    defaults = preset(train.get("protocol", "paper") if isinstance(train, Mapping) else None)
+    tables = {**{section: {} for section in defaults}, **tables}
     known = {f.name: _section_type(f.name) for f in dataclasses.fields(RunConfig)}
     for section, values in tables.items():
         if section == "data":
@@ -207,20 +278,27 @@ def from_dict(tables: Mapping[str, Any], source: str = "configuration") -> RunCo
                     f"{source}: unknown key {section}.{key}{_nearest(f'{section}.{key}', dotted)}"
                 )
             checked[key] = _checked(f"{source}: {section}.{key}", value, hints[key])
-        sections[section] = known[section](**checked)
+        sections[section] = known[section](**{**defaults.get(section, {}), **checked})
     return RunConfig(**sections)
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
     """Apply overrides such as `optim.lr=1e-4`, `head.queries=text`, `head.width=none`.
 
-    The value is read as TOML where it is TOML, otherwise as the bare string it is.
+    The value is read as TOML where it is TOML, otherwise as the bare string it is. Where
+    `train.protocol` changes, fields that had the old protocol's defaults take the new one's; so
+    give the other assignments in the same call.
 
     Raises:
-        UsageError: not of the form `section.key=value`, an unknown key (names the nearest), or a
-            value of another type.
+        UsageError: not of the form `section.key=value`, an unknown key (names the nearest), a
+            value of another type, or one that contradicts the protocol.
     """
+    assignments = list(assignments)
+    protocols = [_toml_value(a.partition("=")[2].strip()) for a in assignments
+                 if a.partition("=")[0].strip() == "train.protocol"]  # fmt: skip
     tables = to_dict(config)
+    if protocols and protocols[-1] in FIXED:
+        tables = _moved(tables, config.train.protocol, protocols[-1])
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -229,6 +307,21 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             raise UsageError(f"override {assignment!r}: expected section.key=value{nearest}")
         tables.setdefault(section, {})[name] = _toml_value(text.strip())
     return from_dict(tables, source="override")
+
+
+def _moved(
+    tables: dict[str, dict[str, Any]], old: Protocol, new: Protocol
+) -> dict[str, dict[str, Any]]:
+    """`tables` with the defaults of one protocol replaced by those of another."""
+    before = to_dict(from_dict(preset(old)))
+    after = to_dict(from_dict(preset(new)))
+    return {
+        section: {
+            key: after[section][key] if value == before[section][key] else value
+            for key, value in values.items()
+        }
+        for section, values in tables.items()
+    }
 
 
 def load(path: Path) -> RunConfig:

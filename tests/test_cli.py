@@ -22,13 +22,21 @@ def run(*arguments):
     return left.value.code
 
 
+def extract(world, store, *more):
+    """Exit code of an extraction with all of the world's classes."""
+    classes = world / "classes.txt"
+    return run(
+        "extract", "--manifest", world / "manifest.csv", "--classes", classes, "--out", store, *more
+    )
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A small world, its store and a head trained on it."""
     folder = tmp_path_factory.mktemp("cli")
     world, store, trained = folder / "world", folder / "small.zarr", folder / "run"
     assert run("world", world, "--train", 48, "--test", 24, "--seed", 3, "-q") == 0
-    assert run("extract", "--manifest", world / "manifest.csv", "--out", store, "-q") == 0
+    assert extract(world, store, "-q") == 0
     done = run("train-head", store, "--out", trained, "--epochs", 2, "-q", *SMALL_HEAD,
                "--classifier", "shared")  # fmt: skip
     assert done == 0
@@ -62,16 +70,13 @@ def test_every_command_has_help_an_example_and_a_page():
                 assert parameter.help, (name, parameter.name)
                 long = max(parameter.opts, key=len)
                 assert f"`{long}" in sections[name] or f", {long}" in sections[name], (name, long)
-    documented = {name for name in sections if name not in ("store", "encoders")}
+    documented = {name for name in sections if name not in ("store", "encoders", "datasets")}
     assert documented == set(commands())
 
 
 def test_extract_again_does_nothing_and_says_the_same(small, capsys):
     before = {p: p.stat().st_mtime_ns for p in small.store.rglob("*") if p.is_file()}
-    code = run(
-        "extract", "--manifest", small.world / "manifest.csv", "--out", small.store, "--json"
-    )
-    assert code == 0
+    assert extract(small.world, small.store, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert {"store", "clips", "done", "failed", "skipped", "seconds", "clips_per_second",
             "stages"} <= result.keys()  # fmt: skip
@@ -80,11 +85,10 @@ def test_extract_again_does_nothing_and_says_the_same(small, capsys):
 
 
 def test_a_store_of_another_making_is_refused_with_the_difference(small, capsys):
-    arguments = ("extract", "--manifest", small.world / "manifest.csv", "--out", small.store, "-q")
-    assert run(*arguments, "--frames", 4) == 1
+    assert extract(small.world, small.store, "-q", "--frames", 4) == 1
     error = capsys.readouterr().err
     assert "frames: expected 4, found 8" in error
-    assert run(*arguments, "--limit", 10) == 1
+    assert extract(small.world, small.store, "-q", "--limit", 10) == 1
     assert "clips: expected 10, found 72" in capsys.readouterr().err
 
 

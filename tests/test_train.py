@@ -272,11 +272,11 @@ def test_the_best_validation_epoch_is_kept_and_patience_ends_the_run() -> None:
 
 def test_each_clip_comes_equally_often_and_every_batch_has_one_size() -> None:
     training = Training(toy(), small("train.batch=16"))
-    rows = [training._rows_of(step) for step in range(81)]  # 81 clips: 16 laps in 81 steps
+    rows = [training.batches.of(step) for step in range(81)]  # 81 clips: 16 laps in 81 steps
     assert {len(r) for r in rows} == {16}
     counts = torch.cat(rows).bincount(minlength=120)[training.train_rows]
     assert counts.unique().tolist() == [16]
-    assert torch.equal(training._rows_of(7), rows[7])
+    assert torch.equal(training.batches.of(7), rows[7])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(

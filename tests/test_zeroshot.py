@@ -10,19 +10,33 @@ import torch
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import UsageError
+from msq.extract.datasets.thumos14 import read_thumos14
+from msq.head.class_splits import (
+    ClassSplit,
+    class_order_split,
+    class_split,
+    class_split_from_files,
+    class_splits_from_folder,
+    clip_labels,
+    coinciding_classes,
+    leaks,
+)
 from msq.head.features import Features
 from msq.head.metrics import average_precision
 from msq.head.train import train_head
 from msq.head.zeroshot import (
-    ClassSplit,
-    class_split,
-    class_split_from_files,
     evaluate_split,
     seen_features,
     spread,
     zero_shot,
 )
 
+THUMOS = [
+    "BaseballPitch", "BasketballDunk", "Billiards", "CleanAndJerk", "CliffDiving",
+    "CricketBowling", "CricketShot", "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow",
+    "HighJump", "JavelinThrow", "LongJump", "PoleVault", "Shotput", "SoccerPenalty", "TennisSwing",
+    "ThrowDiscus", "VolleyballSpiking",
+]  # fmt: skip
 SMALL = ("head.layers=1", "head.heads=2", "head.ffn=64", "train.epochs=30", "train.batch=32",
          "optim.lr=2e-3", "head.dropout=0")  # fmt: skip
 
@@ -93,14 +107,148 @@ def test_list_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
 
 def test_the_published_thumos_splits_are_read(shared: Path) -> None:
     folder = shared / "annotations" / "thumos14_splits" / "train_75_test_25"
-    train = sorted(folder.rglob("train/split_0.list"))[0]
-    test = sorted(folder.rglob("test/split_0.list"))[0]
-    names = sorted({*train.read_text().split(), *test.read_text().split()})
-    split = class_split_from_files(names, train, test)
-    assert (len(split.seen), len(split.unseen)) == (15, 5)
-    assert split.unseen == (
+    splits = class_splits_from_folder(THUMOS, folder)
+    assert splits[0].unseen == (
         "BaseballPitch", "HammerThrow", "PoleVault", "SoccerPenalty", "ThrowDiscus",
     )  # fmt: skip
+    splits = class_splits_from_folder(THUMOS, folder.parent)
+    assert [(len(s.seen), len(s.unseen)) for s in splits] == [(10, 10)] * 10 + [(15, 5)] * 10
+    assert len({s.hash for s in splits}) == 20
+    assert all(sorted(s.seen + s.unseen) == sorted(THUMOS) for s in splits)
+    assert splits[3].source == "train_50_test_50/THUMOS14/split_3"
+    assert splits[0].unseen == (
+        "BaseballPitch", "Billiards", "CleanAndJerk", "GolfSwing", "HammerThrow", "HighJump",
+        "PoleVault", "SoccerPenalty", "TennisSwing", "ThrowDiscus",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("view", ["official", "dedup"])
+def test_thumos_splits_that_part_diving_from_cliff_diving_leak(shared: Path, view: str) -> None:
+    data = read_thumos14(shared / "annotations" / "thumos14", view=view, train="none")
+    labels = torch.zeros(len(data.clips), 20, dtype=torch.uint8)
+    for row, clip in enumerate(data.clips):
+        labels[row, list(clip.labels)] = 1
+    features = Features(
+        name="thumos14", task=data.task, classes=data.classes,
+        ids=tuple(clip.id for clip in data.clips), splits=("test",) * len(data.clips),
+        tokens=torch.arange(float(len(data.clips)))[:, None, None], labels=labels,
+    )  # fmt: skip
+    merged = clip_labels(features)
+    assert (len(features.ids), len(merged)) == (3358 if view == "official" else 3140, 3140)
+    pairs = coinciding_classes(merged, data.classes)
+    assert pairs == [("CliffDiving", "Diving", 1.0, 217)]  # not the one Shotput with ThrowDiscus
+    folder = shared / "annotations" / "thumos14_splits"
+    for name, expected in (("train_50_test_50", [2, 4, 5, 6, 7, 9]),
+                           ("train_75_test_25", [2, 5, 6, 7])):  # fmt: skip
+        splits = class_splits_from_folder(data.classes, folder / name)
+        found = [i for i, split in enumerate(splits) if leaks(split, pairs)]
+        assert found == expected
+    (leak,) = leaks(class_splits_from_folder(data.classes, folder)[2], pairs)
+    assert (leak.seen, leak.unseen) == ("CliffDiving", "Diving")
+
+
+def lists(folder: Path, **halves: str) -> Path:
+    """A folder of lists: `train_0="a b"` becomes `train/split_0.list` with two lines."""
+    for name, words in halves.items():
+        side, _, number = name.partition("_")
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        text = "".join(f"{word}\n" for word in words.split())
+        (folder / side / f"split_{number}.list").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_lists_is_read_in_order_of_numbers(tmp_path: Path) -> None:
+    halves = {f"{side}_{i}": word for i in (10, 2) for side, word in
+              (("train", "HighJump run"), ("test", "swim"))}  # fmt: skip
+    found = class_splits_from_folder(["swim", "High Jump", "run"], lists(tmp_path, **halves))
+    assert [split.source for split in found] == ["split_2", "split_10"]
+    assert found[0] == ClassSplit(("High Jump", "run"), ("swim",))
+
+
+@pytest.mark.parametrize(
+    ("halves", "message"),
+    [
+        ({}, r"expected train/split_0\.list and test/split_0\.list in it"),
+        (
+            {"train_0": "a", "test_0": "b", "train_1": "b"},
+            r"test: expected split_1\.list .*found none",
+        ),
+        ({"train_0": "a x", "test_0": "b"}, r"train/split_0\.list: 'x' is no class of the store"),
+        ({"train_0": "a a", "test_0": "b"}, r"each once, found \['a'\] twice"),
+        ({"train_0": "a", "test_0": ""}, "one class per line, each once, found none"),
+        ({"train_0": "a b", "test_0": "b"}, r"no class in both, found \['b'\]"),
+    ],
+)
+def test_a_folder_of_lists_with_a_mistake_is_refused(
+    tmp_path: Path, halves: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        class_splits_from_folder(["a", "b", "c"], lists(tmp_path, **halves))
+    with pytest.raises(UsageError, match="no such folder of class splits"):
+        class_splits_from_folder(["a"], tmp_path / "absent")
+
+
+def test_one_half_of_a_folder_of_lists_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    lists(tmp_path, train_0="a", test_0="b")
+    with pytest.raises(UsageError, match=r"train: expected train/split_0\.list and test/split"):
+        class_splits_from_folder(["a", "b"], tmp_path / "train")
+
+
+def test_class_order_takes_the_first_classes_as_the_authors_do_for_charades() -> None:
+    names = [f"c{k:03}" for k in range(157)]
+    split = class_order_split(names, 0.75)
+    assert (split.seen[0], split.seen[-1], len(split.seen)) == ("c000", "c116", 117)
+    assert (split.unseen[0], split.unseen[-1], len(split.unseen)) == ("c117", "c156", 40)
+    assert [len(x) for x in (class_order_split(names, 0.5).seen,
+                             class_order_split(names, 0.5).unseen)] == [78, 79]  # fmt: skip
+    assert split.source == "class order"
+    with pytest.raises(UsageError, match="on either side"):
+        class_order_split(names, 1.0)
+
+
+def test_classes_coincide_when_nearly_all_clips_of_the_smaller_are_the_others_too() -> None:
+    labels = torch.zeros(100, 4, dtype=torch.uint8)
+    labels[:60, 0] = 1
+    labels[:20, 1] = 1  # inside class 0
+    labels[41:61, 2] = 1  # 19 of 20 inside class 0
+    labels[95:, 3] = 1
+    found = coinciding_classes(labels, "abcd")
+    assert found == [("a", "b", 1.0, 20), ("a", "c", 0.95, 19)]
+    labels[40, 2], labels[61:63, 2] = 1, 1  # 20 of 23
+    assert [pair[:2] for pair in coinciding_classes(labels, "abcd")] == [("a", "b")]
+    few = torch.ones(9, 2, dtype=torch.uint8)
+    assert coinciding_classes(few, "ab") == []
+    split = ClassSplit(("b", "c"), ("a", "d"))
+    assert leaks(split, found) == [("b", "a", 1.0, 20), ("c", "a", 0.95, 19)]
+    assert leaks(ClassSplit(("a", "b", "c"), ("d",)), found) == []
+
+
+def test_rows_of_one_clip_are_found_by_their_tokens_too() -> None:
+    features = world(40, "singlelabel")
+    tokens = features.tokens.clone()
+    tokens[1] = tokens[0]
+    merged = clip_labels(Features(**{**vars(features), "tokens": tokens}))
+    assert merged.shape == (39, 12)
+    assert merged[0].sum() == 2
+    assert torch.equal(clip_labels(world(40)), world(40).labels)
+
+
+def test_given_splits_are_grouped_by_share_and_leaks_are_counted() -> None:
+    features = world(200)
+    labels = features.labels.clone()
+    labels[:, 1] = labels[:, 0]
+    features = Features(**{**vars(features), "labels": labels})
+    names = features.classes
+    given = [ClassSplit(names[:6], names[6:], source="A"), ClassSplit(names[1:9], names[9:] +
+             names[:1], source="B"), ClassSplit(names[1:7], names[7:] + names[:1])]  # fmt: skip
+    results = zero_shot(features, config("train.epochs=1"), queries=("text",), class_splits=given)
+    assert [(r["seen"], r["splits"], r["leaking_splits"]) for r in results] == [
+        (50, 2, 1), (66.7, 1, 1)
+    ]  # fmt: skip
+    (leak,) = results[1]["runs"][0]["leaks"]
+    assert (leak["seen"], leak["unseen"], leak["share"]) == (names[1], names[0], 1.0)
+    assert [run["source"] for run in results[0]["runs"]] == ["A", ""]
+    json.dumps(results)
 
 
 def test_training_sees_seen_columns_and_only_clips_that_show_one() -> None:
@@ -170,6 +318,7 @@ def test_the_result_has_the_documented_keys_and_honest_spread(tmp_path: Path) ->
     for result in results:
         assert {"seen", "splits", "queries", "classifier", "unseen", "generalised"} <= set(result)
         assert result["splits"] == 2
+        assert result["protocol"] == "paper"
         values = result["unseen"]["map"]
         assert values["mean"] == pytest.approx(sum(values["values"]) / 2)
         assert values["std"] == pytest.approx(statistics.stdev(values["values"]))

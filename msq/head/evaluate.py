@@ -14,7 +14,12 @@ from msq import config as configuration
 from msq.errors import SpecMismatch, UsageError
 from msq.head.checkpoint import load_model
 from msq.head.features import Features, StoreLike, load_features
-from msq.head.metrics import all_metrics, average_precision
+from msq.head.metrics import (
+    all_metrics,
+    average_precision,
+    official_micro_average_precision,
+    topk_accuracy,
+)
 from msq.head.model import MSQNet
 
 
@@ -58,6 +63,17 @@ def score(
 def probabilities(logits: Tensor, task: str) -> Tensor:
     """Sigmoid for `multilabel`, softmax over the classes for `singlelabel`."""
     return logits.sigmoid() if task == "multilabel" else logits.softmax(-1)
+
+
+def official_score(logits: Tensor, labels: Tensor, task: str) -> float:
+    """The number the authors' code watches: micro AP per batch of 32, or top-1 for `singlelabel`.
+
+    Clips without any label are left out, as their loaders do.
+    """
+    if task != "multilabel":
+        return topk_accuracy(logits, labels)
+    keep = (labels != 0).any(1)
+    return official_micro_average_precision(logits[keep], labels[keep])
 
 
 def measure(logits: Tensor, features: Features, rows: Tensor) -> dict[str, Any]:

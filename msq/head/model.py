@@ -8,117 +8,31 @@ Written from the equations of arXiv 2307.10763 (Sections 3.1 to 3.3), with these
   zero, so that other classes can take the place of the trained ones;
 * the decoder is the standard one (post-norm, ReLU, final LayerNorm); position codes go to queries
   and keys only (the tildes of Eq. 4 and 5), a fixed sin/cos code for the tokens.
+
+The switches `encoder_layers`, `memory_position`, `label_projection` and `start` turn it into what
+the authors' code computes; `msq.head.official` reads and writes their parameter names.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from msq.config import HeadConfig
 from msq.errors import UsageError
+from msq.head.layers import LAYER_NORM_EPS, DecoderLayer, EncoderLayer
+from msq.head.start import initialise, random_rows
 
-LAYER_NORM_EPS = 1e-5
-
-
-class Attention(nn.Module):
-    """Multi-head attention with separate projections.
-
-    Args:
-        width: D.
-        heads: H, a divisor of D.
-        dropout: of the attention probabilities, in training.
-    """
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, want_map: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend from `query` [B, K, D] to `key` and `value` [B, S, D].
-
-        Returns:
-            [B, K, D], and the probabilities before dropout [B, H, K, S] (None unless `want_map`).
-        """
-        q, k, v = self._split(self.q(query)), self._split(self.k(key)), self._split(self.v(value))
-        p = self.dropout if self.training else 0.0
-        weights = None
-        if want_map:
-            weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
-            mixed = F.dropout(weights, p) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-        return self.out(mixed.transpose(1, 2).flatten(2)), weights
-
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, S, D] -> [B, H, S, D / H]."""
-        b, s, d = x.shape
-        return x.view(b, s, self.heads, d // self.heads).transpose(1, 2)
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward (Eq. 4 to 6), each with residual and norm.
-
-    Args:
-        width: D.
-        heads: H.
-        ffn: hidden width of the feed-forward part.
-        dropout: of attention probabilities, of the hidden layer and of each residual branch.
-    """
-
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attention = Attention(width, heads, dropout)
-        self.cross_attention = Attention(width, heads, dropout)
-        self.expand = nn.Linear(width, ffn)
-        self.contract = nn.Linear(ffn, width)
-        self.norm_self = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.norm_cross = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.norm_ffn = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor,
-        memory_key: Tensor,
-        query_position: Tensor | None,
-        want_maps: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """One layer: queries `x` [B, K, D] read the tokens `memory` [B, S, D].
-
-        Args:
-            x: queries.
-            memory: tokens, used as values.
-            memory_key: tokens with their position code, used as keys.
-            query_position: [K, D] added to query and key, or None.
-            want_maps: also return the attention probabilities.
-
-        Returns:
-            [B, K, D], self-attention [B, H, K, K] or None, cross-attention [B, H, K, S] or None.
-        """
-        placed = x if query_position is None else x + query_position
-        y, self_map = self.self_attention(placed, placed, x, want_maps)
-        x = self.norm_self(x + self.dropout(y))
-        placed = x if query_position is None else x + query_position
-        y, cross_map = self.cross_attention(placed, memory_key, memory, want_maps)
-        x = self.norm_cross(x + self.dropout(y))
-        y = self.contract(self.dropout(F.relu(self.expand(x))))
-        return self.norm_ffn(x + self.dropout(y)), self_map, cross_map
+MOST_CODED_TOKENS = 2000  # the authors' position code is this long
 
 
 class MSQNet(nn.Module):
-    """Query fusion, decoder and classifier over encoder outputs.
+    """Query fusion, decoder (after an encoder of the tokens, if any) and classifier.
 
     Args:
         config: shape and switches.
@@ -129,12 +43,16 @@ class MSQNet(nn.Module):
             queries, for the `text` classifier, and for the default width.
         seed: of the start.
 
+    Attributes:
+        ignored_keys: what `from_official` found and left aside: the encoders' own weights.
+
     Raises:
         UsageError: something the configuration needs is missing, or H does not divide D.
     """
 
     start: Tensor
     text: Tensor | None
+    ignored_keys: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -171,27 +89,59 @@ class MSQNet(nn.Module):
         uses_text = text is not None and (not vanilla or config.classifier == "text")
         self.register_buffer("text", text.detach().float().clone() if uses_text else None)  # type: ignore[union-attr]
         if vanilla:
-            self.register_buffer("start", _random_rows(classes, width, seed))
+            self.register_buffer("start", random_rows(classes, width, seed))
         start_width = self.start.shape[1] if vanilla else self.text.shape[1]  # type: ignore[union-attr]
+        fused = config.queries == "multimodal"
+        projected = fused or config.label_projection == "always"
+        if not projected and start_width != width:
+            raise UsageError(
+                f"head.label_projection='fused' with queries={config.queries!r} takes the text "
+                f"embeddings as queries: expected embeddings of width {width}, found {start_width}"
+            )
 
         self.memory = nn.Linear(token_width, width, bias=False)  # W_out
-        self.fuse_label = nn.Linear(start_width, width, bias=False)  # W_l
+        self.fuse_label = nn.Linear(start_width, width, bias=False) if projected else None  # W_l
         self.fuse_image = (
             nn.Linear(image_width, width, bias=False)  # W_v
-            if config.queries == "multimodal" and image_width is not None
+            if fused and image_width is not None
             else None
         )
         self.offset = nn.Parameter(torch.empty(classes, start_width))
         self.query_position = (
             nn.Parameter(torch.empty(classes, width)) if config.query_position else None
         )
-        ffn = config.ffn or 4 * width
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, config.heads, ffn, config.dropout) for _ in range(config.layers)
+        shape = (width, config.heads, config.ffn or 4 * width, config.dropout)
+        self.memory_dropout = nn.Dropout(config.dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(*shape) for _ in range(config.encoder_layers))
+        self.encoder_norm = (
+            nn.LayerNorm(width, eps=LAYER_NORM_EPS) if config.encoder_layers else None
         )
+        self.layers = nn.ModuleList(DecoderLayer(*shape) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.classifier = _classifier(config.classifier, classes, width, text)
         initialise(self, seed)
+
+    @classmethod
+    def from_official(
+        cls, state_dict: Mapping[str, Any], *, heads: int = 8, dropout: float = 0.1
+    ) -> MSQNet:
+        """A head with weights saved from the authors' classes, in evaluation mode.
+
+        Shapes decide K, the widths and the number of layers; see `msq.head.official` for the
+        names. It takes band-pooled tokens and CLIP's poolers, as theirs does.
+
+        Args:
+            state_dict: of their model; the encoders' weights in it are left aside, by name in
+                `ignored_keys`.
+            heads: H, which no shape tells; theirs is 8.
+            dropout: in further training; theirs is 0.1.
+
+        Raises:
+            WeightsError: missing or unexpected keys, other shapes, values that are not finite.
+        """
+        from msq.head.official import from_official  # which imports this module
+
+        return from_official(state_dict, heads=heads, dropout=dropout)
 
     def forward(
         self,
@@ -219,25 +169,25 @@ class MSQNet(nn.Module):
         Returns:
             "logits": [B, K], before sigmoid or softmax; [B, K'] with other classes.
             With `intermediates` also
-            "memory": [B, S, D], the projected tokens F;
+            "memory": [B, S, D], the tokens F as the decoder reads them;
             "queries": [L + 1, B, K, D], Q_0 and the output of each layer, before the final norm;
             "self_attention": [L, B, H, K, K] probabilities, rows sum to one;
-            "cross_attention": [L, B, H, K, S] likewise.
+            "cross_attention": [L, B, H, K, S] likewise;
+            "encoder_attention": [layers, B, H, S, S] likewise, where there is an encoder.
 
         Raises:
             UsageError: `image` or `text` is needed and missing, or a `per-class` classifier is
-                asked for a class it was not trained on.
+                asked for a class it was not trained on, or more tokens than are coded.
         """
         label, position, weight, bias = self._classes(text, trained)
-        x = self.fuse_label(label).expand(tokens.shape[0], -1, -1)  # A[k]
+        if self.fuse_label is not None:
+            label = self.fuse_label(label)  # A[k]
+        x = label.expand(tokens.shape[0], -1, -1)
         if self.fuse_image is not None:
             if image is None:
                 raise UsageError("queries='multimodal' needs `image` [B, D''], found None")
             x = x + self.fuse_image(image)[:, None]  # + c[b]
-        memory = self.memory(tokens)
-        memory_key = memory
-        if self.config.memory_position == "sincos":
-            memory_key = memory + _code(memory.shape[1], self.width, memory.device, memory.dtype)
+        memory, memory_key, encoder_maps = self._memory(tokens, intermediates)
 
         queries, self_maps, cross_maps = [x], [], []
         for layer in self.layers:
@@ -248,13 +198,38 @@ class MSQNet(nn.Module):
         logits = (self.norm(x) * weight).sum(-1) + bias  # Eq. 7
         if not intermediates:
             return {"logits": logits}
-        return {
+        found = {
             "logits": logits,
             "memory": memory,
             "queries": torch.stack(queries),
             "self_attention": torch.stack(self_maps),
             "cross_attention": torch.stack(cross_maps),
         }
+        if encoder_maps:
+            found["encoder_attention"] = torch.stack(encoder_maps)
+        return found
+
+    def _memory(self, tokens: Tensor, want_maps: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What the decoder reads [B, S, D], the same as keys, and the encoder's attention."""
+        memory = self.memory(tokens)
+        kind, maps = self.config.memory_position, []
+        code = None
+        if kind != "none":
+            code = _code(memory.shape[1], self.width, memory.device, memory.dtype)
+        if kind == "sincos-input":
+            if memory.shape[1] > MOST_CODED_TOKENS:
+                raise UsageError(
+                    f"head.memory_position='sincos-input': expected at most {MOST_CODED_TOKENS} "
+                    f"tokens, found {memory.shape[1]}; extract with --pooling band"
+                )
+            memory = self.memory_dropout(memory + code)
+        for layer in self.encoder:
+            memory, weights = layer(memory, want_maps)
+            if weights is not None:
+                maps.append(weights)
+        if self.encoder_norm is not None:
+            memory = self.encoder_norm(memory)
+        return memory, memory + code if kind == "sincos" else memory, maps
 
     def _classes(
         self, text: Tensor | None, trained: Tensor | None
@@ -276,7 +251,7 @@ class MSQNet(nn.Module):
         known = (trained >= 0)[:, None].to(self.offset)
         row = trained.clamp(min=0)
         if vanilla:
-            fresh = _random_rows(trained.shape[0], self.start.shape[1], self.seed + 1)
+            fresh = random_rows(trained.shape[0], self.start.shape[1], self.seed + 1)
             start = torch.where(known > 0, self.start[row], fresh.to(self.offset))
         else:
             assert text is not None
@@ -360,70 +335,3 @@ def _code(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> 
     """`sincos` where it is needed, made once; an ordinary tensor whatever mode asks first."""
     with torch.inference_mode(False):
         return sincos(tokens, width).to(device, dtype)
-
-
-def _random_rows(rows: int, width: int, seed: int) -> Tensor:
-    """Seeded standard normal [rows, width], made on the CPU so that every device gets the same."""
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def initialise(
-    model: MSQNet, seed: int, *, image: Tensor | None = None, prior: Tensor | None = None
-) -> None:
-    """Set every parameter.
-
-    | parameter | start |
-    |---|---|
-    | W_out, q, k, v, out, contract | normal, std 1 / sqrt(inputs) |
-    | expand (before ReLU) | normal, std sqrt(2 / inputs) |
-    | W_l, W_v | fitted to their inputs: queries of unit size |
-    | classifier weight | normal, std 1 / sqrt(D) |
-    | classifier generator | fitted to its inputs: weights of size 1 / sqrt(D) |
-    | classifier bias | log-odds of the class (their mean where one bias serves all), else 0 |
-    | label offset, query position, other biases | 0 |
-    | LayerNorm | 1 and 0 |
-
-    Fitted to inputs x: normal, std (size / sqrt(inputs)) / rms(x - mean(x)), then blind to the
-    direction of mean(x). CLIP's embeddings share a large common part; without this the queries of
-    all classes would start nearly equal.
-
-    Args:
-        model: the head.
-        seed: of the draws, made in the order of `named_parameters`.
-        image: [n, D''] image features of the training clips.
-        prior: [K] log-odds of the classes in the training set.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    start = model.start if model.config.queries == "vanilla" else model.text
-    fitted = {
-        "fuse_label.weight": (start, 1.0),
-        "fuse_image.weight": (image, 1.0),
-        "classifier.generate.weight": (model.text, 1 / math.sqrt(model.width)),
-    }
-    for name, parameter in model.named_parameters():
-        if not name.endswith("weight"):
-            parameter.zero_()  # biases, label offset, query position
-        elif parameter.ndim == 1:
-            parameter.fill_(1.0)  # LayerNorm
-        else:
-            weight = torch.randn(parameter.shape, generator=generator) / math.sqrt(
-                parameter.shape[1] / (2 if ".expand." in name else 1)
-            )
-            inputs, size = fitted.get(name, (None, 1.0))
-            parameter.copy_(weight if inputs is None else size * _fitted(weight, inputs))
-    if prior is not None:
-        bias = model.get_parameter("classifier.bias")
-        bias.copy_(prior if bias.shape == prior.shape else prior.mean().expand_as(bias))
-
-
-def _fitted(weight: Tensor, inputs: Tensor) -> Tensor:
-    """`weight` [D, n] made blind to the mean of `inputs` [N, n] and scaled by their spread."""
-    inputs = inputs.detach().float().cpu()
-    mean = inputs.mean(0)
-    # Rows that are all equal (or a single one) have no spread: keep their mean then.
-    if float((inputs - mean).square().mean()) <= 1e-6 * float(inputs.square().mean()):
-        return weight / max(float(inputs.square().mean().sqrt()), 1e-6)
-    direction = F.normalize(mean, dim=0)
-    blind = weight - torch.outer(weight @ direction, direction)
-    return blind / float((inputs - mean).square().mean().sqrt())

@@ -13,16 +13,19 @@ from torch import Tensor
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import MsqError, UsageError
+from msq.head.batches import Batches
 from msq.head.checkpoint import load_model, load_state, save_head, save_predictions, save_state
 from msq.head.checkpoint import write_json as write_result
-from msq.head.evaluate import measure, probabilities, score
+from msq.head.evaluate import measure, official_score, probabilities, score
 from msq.head.features import Features
 from msq.head.loss import head_loss, loss_kind
 from msq.head.metrics import mean_average_precision
-from msq.head.model import MSQNet, initialise
+from msq.head.model import MSQNet
 from msq.head.optim import WeightAverage, build_optimiser
+from msq.head.protocol import require_protocol
 from msq.head.run import RunDirectory, RunResult
 from msq.head.schedule import learning_rate
+from msq.head.start import initialise
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -60,10 +63,12 @@ def train_head(
             epoch, unless writing would take more than a twentieth of the time.
 
     Raises:
-        SpecMismatch: `out` holds a run of another configuration or on other features.
+        SpecMismatch: `out` holds a run of another configuration or on other features, or the
+            features are not those that `train.protocol` is about.
         UsageError: no training clips, or features that the configuration needs are not there.
         MsqError: the loss is not finite; the last checkpoint is kept.
     """
+    require_protocol(features, config)
     directory = RunDirectory(out, config, features, overwrite)
     stored = directory.stored_result()
     if stored is not None and out is not None:
@@ -105,8 +110,9 @@ class Training:
             raise UsageError(f"features of {features.name}: no training clip among "
                              f"{features.coverage()}")  # fmt: skip
         self.clips = len(self.train_rows)
-        self.batch = min(config.train.batch, self.clips)
-        self.epoch_steps = max(1, round(self.clips / self.batch))
+        t = config.train
+        self.batches = Batches(self.train_rows, t.batch, t.epoch_clips, t.seed)
+        self.batch, self.epoch_steps = self.batches.size, self.batches.epoch_steps
         self.steps = self.epoch_steps * config.train.epochs
         self.model = build_head(features, config, self.train_rows).to(features.tokens.device)
         self.optimiser = build_optimiser(self.model, config.optim)
@@ -118,7 +124,6 @@ class Training:
         self.loss_sum = torch.zeros((), device=features.tokens.device)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
-        self._orders: dict[int, Tensor] = {}
         torch.manual_seed(config.train.seed)  # dropout draws from here on
 
     def run(
@@ -155,7 +160,7 @@ class Training:
         rate = learning_rate(self.config.optim, self.step, self.steps, self.epoch_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        rows = self._rows_of(self.step)
+        rows = self.batches.of(self.step)
         f, dtype = self.features, torch.float32
         image = None if f.image is None else f.image[rows].to(dtype)
         logits = self.model.train()(f.tokens[rows].to(dtype), image)["logits"]
@@ -170,23 +175,6 @@ class Training:
         self.loss_sum += loss.detach()
         self.step += 1
 
-    def _rows_of(self, step: int) -> Tensor:
-        """Rows of one batch.
-
-        The batches are cut from one endless row of seeded shuffles, so all have one size, all
-        clips come equally often, and the step alone says where the sampler stands.
-        """
-        place, wanted, parts = step * self.batch, self.batch, []
-        while wanted:
-            lap, first = divmod(place, self.clips)
-            if lap not in self._orders:
-                generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + lap)
-                order = torch.randperm(self.clips, generator=generator)
-                self._orders = {lap: self.train_rows[order.to(self.train_rows.device)]}
-            parts.append(self._orders[lap][first : first + wanted])
-            place, wanted = place + len(parts[-1]), wanted - len(parts[-1])
-        return torch.cat(parts)
-
     def _end_epoch(self) -> None:
         self.require_finite()
         epoch = self.step // self.epoch_steps
@@ -200,12 +188,15 @@ class Training:
             if self.average is not None:
                 self.average.swap()
             logits = score(self.model, self.features, self.val_rows)
-            value = mean_average_precision(logits, self.features.labels[self.val_rows])
-            line["val_map"] = float(value)
+            labels = self.features.labels[self.val_rows]
+            value = line["val_map"] = float(mean_average_precision(logits, labels))
+            if self.config.train.select_by == "official":
+                value = line["val_official"] = official_score(logits, labels, self.features.task)
             # Without a positive among the validation clips it is NaN, and chooses nothing.
-            if value == value and (self.best is None or value > self.best["val_map"]):
+            if value == value and (self.best is None or value > self.best["value"]):
                 weights = [p.detach().clone() for p in self.parameters]
-                self.best = {"val_map": float(value), "epoch": epoch, "weights": weights}
+                self.best = {"value": value, "val_map": line["val_map"], "epoch": epoch,
+                             "weights": weights}  # fmt: skip
             if self.average is not None:
                 self.average.swap()
         line["seconds"] = self.seconds
@@ -225,7 +216,7 @@ class Training:
             )
 
     def out_of_patience(self) -> bool:
-        """Whether so many epochs went by without a better validation mAP."""
+        """Whether so many epochs went by without a better validation score."""
         patience = self.config.train.patience
         return bool(patience and self.best and len(self.history) - self.best["epoch"] >= patience)
 
@@ -271,8 +262,9 @@ class Training:
         """A line on what is about to happen."""
         f = self.features
         return (
-            f"{f.name}: {f.coverage()}; training on {self.clips}, validating on "
-            f"{len(self.val_rows)}, {len(f.classes)} classes, {self.steps} steps of {self.batch}"
+            f"protocol {self.config.train.protocol}; {f.name}: {f.coverage()}; training on "
+            f"{self.clips}, validating on {len(self.val_rows)}, {len(f.classes)} classes, "
+            f"{self.steps} steps of {self.batch}"
         )
 
 
@@ -357,6 +349,9 @@ def _conclude(training: Training, directory: RunDirectory) -> dict[str, Any]:
         "weights": "averaged" if training.average is not None else "raw",
         "best_epoch": None if best is None else best["epoch"],
         "best_val_map": None if best is None else best["val_map"],
+        "selected_by": config.train.select_by,
+        "best_val_score": None if best is None else best["value"],
+        "protocol_changes": configuration.protocol_changes(config),
         "dataset": f.name,
         "task": f.task,
         "queries": config.head.queries,

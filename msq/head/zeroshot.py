@@ -12,17 +12,15 @@ the metric is top-1 accuracy, a clip counts as seen or unseen by its label.
 Where no classifier is named, `text` and `multimodal` queries get the `text` classifier, which
 learns faster and reaches further, and `vanilla` queries the `shared` one: with `text` they would be
 told the unseen classes' words through the classifier, and their ablation would mean nothing.
+
+Class splits are made in `msq.head.class_splits`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,95 +29,32 @@ from torch import Tensor
 
 from msq.config import Classifier, Queries, RunConfig
 from msq.errors import UsageError
+from msq.head.class_splits import (
+    ClassSplit,
+    Leak,
+    class_split,
+    clip_labels,
+    coinciding_classes,
+    leaks,
+)
 from msq.head.evaluate import score
 from msq.head.features import Features
 from msq.head.metrics import average_precision, chance_map, harmonic_mean, topk_accuracy
 from msq.head.model import MSQNet
 from msq.head.train import Progress, train_head
 
+__all__ = [
+    "ALL_QUERIES",
+    "ClassSplit",
+    "class_split",
+    "evaluate_split",
+    "seen_features",
+    "spread",
+    "zero_shot",
+    "zero_shot_classifier",
+]
+
 ALL_QUERIES: tuple[Queries, ...] = ("vanilla", "text", "multimodal")
-
-
-@dataclass(frozen=True)
-class ClassSplit:
-    """Which classes are trained.
-
-    Attributes:
-        seen: names of the trained classes, in the dataset's order.
-        unseen: names of the others, in the dataset's order.
-        seed: of the draw; None where the split came from files.
-    """
-
-    seen: tuple[str, ...]
-    unseen: tuple[str, ...]
-    seed: int | None = None
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 over both lists."""
-        return hashlib.sha256(json.dumps([self.seen, self.unseen]).encode()).hexdigest()
-
-
-def class_split(classes: Sequence[str], seen_share: float, seed: int) -> ClassSplit:
-    """Draw the seen classes at random.
-
-    Args:
-        classes: all names; their order matters to the draw.
-        seen_share: share of the seen ones, rounded down (117 of Charades' 157 for 0.75).
-        seed: of the draw.
-
-    Raises:
-        UsageError: a share that leaves one side empty.
-    """
-    count = int(len(classes) * seen_share + 1e-9)
-    if not 0 < count < len(classes):
-        raise UsageError(
-            f"seen share {seen_share}: expected one that leaves some of the {len(classes)} classes "
-            f"on either side, found {count} seen"
-        )
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
-    seen = set(order[:count])
-    return ClassSplit(
-        tuple(name for k, name in enumerate(classes) if k in seen),
-        tuple(name for k, name in enumerate(classes) if k not in seen),
-        seed,
-    )
-
-
-def read_class_list(path: Path) -> list[str]:
-    """Names in a `.list` file, one per line; blank lines and blanks at the ends are passed over.
-
-    Raises:
-        UsageError: missing, or not UTF-8.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"{path}: no such class list") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8, one class per line; {error}") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
-def class_split_from_files(classes: Sequence[str], seen: Path, unseen: Path) -> ClassSplit:
-    """A split from two `.list` files; classes in neither are left out.
-
-    Raises:
-        UsageError: a name that is no class (names the nearest), or that is in both lists.
-    """
-    lists = {path: read_class_list(path) for path in (seen, unseen)}
-    for path, names in lists.items():
-        for name in names:
-            if name not in classes:
-                near = difflib.get_close_matches(name, classes, n=3)
-                raise UsageError(f"{path}: {name!r} is no class of the store; nearest: {near}")
-    both = sorted(set(lists[seen]) & set(lists[unseen]))
-    if both:
-        raise UsageError(f"{seen} and {unseen}: expected no class in both, found {both}")
-    return ClassSplit(
-        tuple(name for name in classes if name in lists[seen]),
-        tuple(name for name in classes if name in lists[unseen]),
-    )
 
 
 def seen_features(features: Features, split: ClassSplit) -> Features:
@@ -221,20 +156,27 @@ def zero_shot(
         splits: how many splits of each share.
         queries: the modes to compare.
         classifier: `shared` or `text`; None chooses by the queries, see above.
-        class_splits: use these in place of drawn ones; `seen` is then what they come to.
+        class_splits: use these in place of drawn ones; `seen` is then what they come to, and those
+            with equally many seen classes make one object.
         device: where to train.
         progress: called with a dict after each run: `event, seen, split, queries, unseen, seconds`.
 
     Returns:
         One object per (seen, queries): `seen` (percent), `splits` (how many), `queries`,
-        `classifier`, `unseen` {map or top1: mean, std, values}, `generalised` {seen, unseen,
-        harmonic} (means over splits), `generalised_splits` (the same with std and values),
-        `seen_only`, `chance`, and `runs` with hash, lists and per-class AP of each split.
+        `protocol`, `classifier`, `unseen` {map or top1: mean, std, values}, `generalised` {seen,
+        unseen, harmonic} (means over splits), `generalised_splits` (the same with std and values),
+        `seen_only`, `chance`, `leaking_splits` (how many), and `runs` with hash, source, lists,
+        leaks and per-class AP of each split.
         std is the sample standard deviation, None for one value.
 
     Raises:
-        UsageError: classifier `per-class`, which has no weights for unseen classes.
+        UsageError: classifier `per-class`, which has no weights for unseen classes, or protocol
+            `official`, which has no other.
     """
+    if config.train.protocol == "official":
+        raise UsageError("zero-shot: protocol official has classifier 'per-class', which has no "
+                         "weights for classes never trained, and the authors' code evaluates none; "
+                         "leave out --protocol official")  # fmt: skip
     if classifier == "per-class":
         raise UsageError("zero-shot: classifier 'per-class' has no weights for classes never "
                          "trained; use --classifier shared or --classifier text")  # fmt: skip
@@ -242,10 +184,14 @@ def zero_shot(
     names = features.classes
     plan: list[tuple[float, list[ClassSplit]]]
     if class_splits is not None:
-        share = 100 * len(class_splits[0].seen) / len(names)
-        plan = [(round(share, 1), list(class_splits))]
+        by_share: dict[float, list[ClassSplit]] = {}
+        for split in class_splits:
+            part = len(split.seen) / (len(split.seen) + len(split.unseen))
+            by_share.setdefault(round(100 * part, 1), []).append(split)
+        plan = list(by_share.items())
     else:
         plan = [(p, [class_split(names, p / 100, i) for i in range(splits)]) for p in seen]
+    coinciding = coinciding_classes(clip_labels(features), names)
     results = []
     for percent, drawn in plan:
         for mode in queries:
@@ -258,14 +204,21 @@ def zero_shot(
                 trained = train_head(seen_features(features, split), each, place, device=device)
                 scored = evaluate_split(trained.model, features, split)
                 seconds = trained.result["seconds"]
-                runs.append({"split": number, "seed": split.seed, "hash": split.hash, **scored,
+                runs.append({"split": number, "seed": split.seed, "hash": split.hash,
+                             "source": split.source, "leaks": _plain(leaks(split, coinciding)),
+                             **scored,
                              "seen_classes": list(split.seen), "unseen_classes": list(split.unseen),
                              "seconds": seconds})  # fmt: skip
                 if progress is not None:
                     progress({"event": "run", "seen": percent, "split": number, "queries": mode,
                               "unseen": scored["unseen"], "seconds": seconds})  # fmt: skip
-            results.append(_summary(percent, mode, kind, features.task, runs))
+            summary = _summary(percent, mode, kind, features.task, runs)
+            results.append({**summary, "protocol": config.train.protocol})
     return results
+
+
+def _plain(found: Sequence[Leak]) -> list[dict[str, Any]]:
+    return [leak._asdict() for leak in found]
 
 
 def zero_shot_classifier(queries: Queries) -> Classifier:
@@ -293,6 +246,7 @@ def _summary(
         "generalised_splits": generalised,
         "seen_only": {metric: spread([run["seen"] for run in runs])},
         "chance": spread([run["chance"] for run in runs]),
+        "leaking_splits": sum(bool(run["leaks"]) for run in runs),
         "runs": runs,
     }
 

@@ -81,7 +81,7 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], best: bool = True
     for column in range(1, len(header)):
         numbers = [_number(row[column]) for row in rows]
         known = [x for x in numbers if x is not None]
-        if best and len(known) > 1:
+        if best and len(set(known)) > 1:
             tops[column] = max(known)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = []

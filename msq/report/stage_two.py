@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msq import config as configuration
 from msq.config import Classifier, Queries, RunConfig
 from msq.errors import UsageError
 from msq.extract.request import resolve_device
 from msq.report import terminal
+
+if TYPE_CHECKING:
+    from msq.head.class_splits import ClassSplit
 
 METRICS = (
     ("map", "mAP (macro, whole set)"),
@@ -31,12 +34,12 @@ def settings(
     """The configuration: defaults, then the file, then `key=value`, then the command's options.
 
     Raises:
-        UsageError: an unknown key or a value of another type.
+        UsageError: an unknown key, a value of another type or one that the protocol excludes.
     """
     config = RunConfig() if file is None else configuration.load(file)
-    config = configuration.override(config, overrides or ())
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    return configuration.override(config, given)
+    # In one call: a protocol among them changes the defaults, not what is given beside it.
+    return configuration.override(config, [*(overrides or ()), *given])
 
 
 def train(
@@ -108,20 +111,27 @@ def zero_shot(
     queries: str,
     classifier: str | None,
     *,
+    split_dir: Path | None = None,
+    class_order: bool = False,
     device: str = "auto",
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Sweep class splits on a store; the list of results.
 
-    Without a classifier each query mode gets the one that suits it; see `msq.head.zeroshot`.
+    Without a classifier each query mode gets the one that suits it; see `msq.head.zeroshot`. The
+    class splits are drawn, unless `split_dir` holds lists or `class_order` takes the first classes
+    as the seen ones; `splits` and, with lists, `seen` then play no part.
 
     Raises:
-        UsageError: shares that are no percentages, or unknown queries.
+        UsageError: shares that are no percentages, unknown queries, both kinds of splits at once,
+            or lists that do not fit the store.
     """
     from msq.extract.store import open_store
     from msq.head import zeroshot
     from msq.head.features import load_features
 
+    if class_order and split_dir is not None:
+        raise UsageError("--class-order and --split-dir: expected one of them, found both")
     modes = _modes(queries)
     try:
         shares = [float(x) for x in seen.split(",")]
@@ -129,7 +139,8 @@ def zero_shot(
         raise UsageError(f"--seen {seen!r}: expected percentages such as 50,75") from None
     f = config.features
     features = load_features(open_store(store), f.video, f.image, f.text, f.prompt, f.view)
-    total = len(shares) * splits * len(modes)
+    given = _class_splits(features.classes, shares, split_dir, class_order)
+    total = (len(shares) * splits if given is None else len(given)) * len(modes)
     done = 0
 
     with terminal.progress("zero-shot", quiet=quiet) as update:
@@ -147,9 +158,21 @@ def zero_shot(
             splits=splits,
             queries=modes,
             classifier=cast(Classifier | None, classifier),
+            class_splits=given,
             device=resolve_device(device),
             progress=report,
         )
+
+
+def _class_splits(
+    classes: Sequence[str], shares: Sequence[float], folder: Path | None, in_order: bool
+) -> list[ClassSplit] | None:
+    """The splits from lists or in class order; None where they are drawn."""
+    from msq.head.class_splits import class_order_split, class_splits_from_folder
+
+    if folder is not None:
+        return class_splits_from_folder(classes, folder)
+    return [class_order_split(classes, x / 100) for x in shares] if in_order else None
 
 
 def _modes(queries: str) -> tuple[Queries, ...]:
@@ -165,7 +188,8 @@ def _modes(queries: str) -> tuple[Queries, ...]:
 
 
 def show_zero_shot(results: Sequence[Mapping[str, Any]], *, json: bool = False) -> None:
-    """One line per (seen, queries)."""
+    """One line per (seen, queries), and a warning of every split that leaks."""
+    _warn_of_leaks(results)
     if json:
         terminal.print_json(list(results))
         return
@@ -187,6 +211,21 @@ def show_zero_shot(results: Sequence[Mapping[str, Any]], *, json: bool = False) 
     )
     header = ("", "unseen only", "chance", "general. seen", "general. unseen", "harmonic")
     terminal.table(title, header, rows)
+
+
+def _warn_of_leaks(results: Sequence[Mapping[str, Any]]) -> None:
+    shown = set()
+    for result in results:
+        for run in result["runs"]:
+            for leak in run["leaks"]:
+                name = f"{result['seen']} % seen, {run['source']}"
+                if (name, leak["seen"], leak["unseen"]) not in shown:
+                    shown.add((name, leak["seen"], leak["unseen"]))
+                    terminal.say(
+                        f"warning: split {name} leaks: {terminal.percent(leak['share'])} % of the "
+                        f"clips of one of {leak['seen']} (seen) and {leak['unseen']} (unseen) are "
+                        "the other's too"
+                    )
 
 
 def predict(
