@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from msq import __version__
+from msq.choices import (
+    Classifier,
+    ClipOutput,
+    OnDegraded,
+    Policy,
+    Pooling,
+    Precision,
+    Queries,
+    Resize,
+    Sampling,
+    StoreType,
+    Task,
+)
 from msq.errors import MsqError
 
 app = typer.Typer(
@@ -26,89 +38,6 @@ app.add_typer(store_app, name="store")
 app.add_typer(encoders_app, name="encoders")
 datasets_app = typer.Typer(help="What can be read, and is it all there.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
-
-
-class Queries(StrEnum):
-    """Where the class queries come from."""
-
-    vanilla = "vanilla"
-    text = "text"
-    multimodal = "multimodal"
-
-
-class Classifier(StrEnum):
-    """How a query becomes a score."""
-
-    per_class = "per-class"
-    shared = "shared"
-    text = "text"
-
-
-class Task(StrEnum):
-    """Many labels a clip, or exactly one."""
-
-    multilabel = "multilabel"
-    singlelabel = "singlelabel"
-
-
-class Pooling(StrEnum):
-    """What is kept of a video encoder's tokens."""
-
-    frame = "frame"
-    band = "band"
-    patch = "patch"
-
-
-class Precision(StrEnum):
-    """Arithmetic of the encoders' forward pass."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class ClipOutput(StrEnum):
-    """Which of CLIP's outputs are stored."""
-
-    projected = "projected"
-    pooler = "pooler"
-
-
-class Sampling(StrEnum):
-    """Which frames of a clip are shown to the encoders."""
-
-    uniform = "uniform"
-    official = "official"
-
-
-class Resize(StrEnum):
-    """How frames are resized."""
-
-    torch = "torch"
-    pil = "pil"
-
-
-class StoreType(StrEnum):
-    """Number type of stored features."""
-
-    float16 = "float16"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class OnDegraded(StrEnum):
-    """What becomes of a damaged video that still gives frames."""
-
-    keep = "keep"
-    skip = "skip"
-    fail = "fail"
-
-
-class Policy(StrEnum):
-    """What becomes of a manifest line that cannot be used."""
-
-    skip = "skip"
-    error = "error"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
