@@ -147,6 +147,17 @@ def test_an_absolute_path_leaves_no_folder_in_the_id(tmp_path):
     assert dataset.clips[0].path == inside
 
 
+def test_files_that_differ_in_their_suffix_alone_are_two_clips(tmp_path):
+    text = "path,labels,split\na.avi,x,train\na.mp4,x,train\na.mp4,x,train\n/b/a.mkv,x,test\n"
+    dataset = read_manifest(write(tmp_path / "m.csv", text))
+    assert [(c.id, c.path.name) for c in dataset.clips] == [
+        ("a", "a.avi"),
+        ("a.mp4", "a.mp4"),
+        ("a.mkv", "a.mkv"),
+    ]
+    assert dataset.skipped == (("line 4", "duplicate id 'a.mp4', first used on line 3"),)
+
+
 def test_single_label_rows_have_at_most_one_label(tmp_path):
     manifest = write(tmp_path / "m.csv", "path,labels,split\na.mp4,x,train\nb.mp4,x;y,train\n")
     dataset = read_manifest(manifest, task="singlelabel")

@@ -266,6 +266,7 @@ def folder(media: Any, tmp_path: Path) -> Path:
         Image.fromarray(picture).save(tmp_path / f"frame_{i}.png")  # not padded: 10 after 9
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / ".frame_3.png").write_bytes(b"left by an editor")
+    Image.new("L", (40, 30)).save(tmp_path / "flow_x_00001.jpg")  # as mmaction2 dumps it
     return tmp_path
 
 

@@ -13,9 +13,14 @@ from msq.extract.pixels import Pictures
 
 _SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+# Optical flow lies beside the frames in dumps such as mmaction2's (`img_00001.jpg`).
+_FLOW = re.compile(r"flow_[xy]_\d+\.")
+
 
 def frame_files(folder: Path) -> list[Path]:
     """Pictures of a folder in natural order: `frame_2.jpg` comes before `frame_10.jpg`.
+
+    Optical flow (`flow_x_00001.jpg`, `flow_y_00001.jpg`) is left out.
 
     Raises:
         UndecodableVideo: the folder cannot be listed or holds no picture.
@@ -24,7 +29,10 @@ def frame_files(folder: Path) -> list[Path]:
         files = [
             f
             for f in folder.iterdir()
-            if f.suffix.lower() in _SUFFIXES and not f.name.startswith(".") and f.is_file()
+            if f.suffix.lower() in _SUFFIXES
+            and not f.name.startswith(".")
+            and not _FLOW.match(f.name)
+            and f.is_file()
         ]
     except OSError as error:
         raise UndecodableVideo(

@@ -30,6 +30,7 @@ class _Row(NamedTuple):
 
     where: str
     id: str
+    longer_id: str | None
     path: Path
     start: float | None
     end: float | None
@@ -71,12 +72,14 @@ def read_manifest(
     rows: list[_Row] = []
     skipped: list[tuple[str, str]] = []
     known = read_classes(classes) if classes is not None else None
-    seen: dict[str, str] = {}
+    seen: dict[str, _Row] = {}
     for where, record in lines:
         try:
             row = _row(path, where, record, task)
+            if row.id in seen and row.longer_id and row.path != seen[row.id].path:
+                row = row._replace(id=row.longer_id)  # `a.avi` beside `a.mp4`: two clips
             if row.id in seen:
-                raise _BadLine(f"duplicate id {row.id!r}, first used on {seen[row.id]}")
+                raise _BadLine(f"duplicate id {row.id!r}, first used on {seen[row.id].where}")
             unknown = [x for x in row.labels if known is not None and x not in known]
             if unknown:
                 raise _BadLine(f"unknown label {unknown[0]!r}: not in {classes}")
@@ -85,7 +88,7 @@ def read_manifest(
                 raise DatasetError(f"manifest {path}, {where}: {bad}") from None
             skipped.append((where, str(bad)))
             continue
-        seen[row.id] = where
+        seen[row.id] = row
         rows.append(row)
     if not rows:
         first = f"; the first, {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
@@ -222,12 +225,13 @@ def _row(path: Path, where: str, record: dict[str, Any] | str, task: Task) -> _R
     labels = _labels(record["labels"])
     if task == "singlelabel" and len(labels) > 1:
         raise _BadLine(f"expected one label (single-label task), found {len(labels)}")
-    identity = record.get("id")
-    if identity is None or not str(identity).strip():
-        identity = _default_id(path.parent, relative.strip(), start, end)
-    return _Row(
-        where, str(identity).strip(), path.parent / relative.strip(), start, end, labels, split
-    )
+    relative = relative.strip()
+    identity = "" if record.get("id") is None else str(record["id"]).strip()
+    longer = None
+    if not identity:
+        identity = _default_id(path.parent, relative, start, end)
+        longer = _default_id(path.parent, relative, start, end, suffix=True)
+    return _Row(where, identity, longer, path.parent / relative, start, end, labels, split)
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -257,8 +261,12 @@ def _seconds(record: dict[str, Any], key: str) -> float | None:
     return seconds
 
 
-def _default_id(folder: Path, relative: str, start: float | None, end: float | None) -> str:
+def _default_id(
+    folder: Path, relative: str, start: float | None, end: float | None, *, suffix: bool = False
+) -> str:
     """POSIX path relative to the manifest without suffix, with `#start-end` when cut.
+
+    With `suffix` it keeps its suffix: the name of the second of two files that differ in it alone.
 
     An absolute path outside the manifest's folder gives its bare name: ids go into stores, which
     hold no machine's paths.
@@ -267,7 +275,7 @@ def _default_id(folder: Path, relative: str, start: float | None, end: float | N
     if pure.is_absolute():
         inside = Path(relative).is_relative_to(folder.resolve())
         pure = PurePosixPath(Path(relative).relative_to(folder.resolve()) if inside else pure.name)
-    stem = pure.with_suffix("").as_posix() if pure.name else relative
+    stem = (pure if suffix or not pure.name else pure.with_suffix("")).as_posix()
     if start is None and end is None:
         return stem
     return f"{stem}#{'' if start is None else f'{start:g}'}-{'' if end is None else f'{end:g}'}"
