@@ -137,10 +137,12 @@ def test_a_broken_video_gets_a_line_and_the_others_their_scores(
 
 
 def test_moved_weights_are_asked_for_and_other_weights_refused(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = world.run("text")
-    with pytest.raises(WeightsError, match="say where they are with --video-weights"):
+    assert load_head(run).predict(world.videos[0])  # found where the extraction had seen them
+    monkeypatch.setenv("MSQ_CACHE", str(tmp_path / "another machine"))
+    with pytest.raises(WeightsError, match="say where they are with --video-encoder"):
         load_head(run).predict(world.videos[0])
     moved = tmp_path / "elsewhere"
     shutil.copytree(world.folder / "video", moved)

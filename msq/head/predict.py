@@ -244,9 +244,22 @@ class Head:
             except WeightsError as error:
                 raise WeightsError(
                     f"{self.name}: its {kind} encoder cannot be loaded: {error}. If the weights "
-                    "moved, say where they are with --video-weights or --image-weights"
+                    "moved, say where they are with --video-encoder or --image-encoder"
                 ) from error
         return self._encoders[kind]
+
+    def _place(self, kind: str, recorded: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Name and weights to load an encoder by: as told, as last seen here, or as recorded."""
+        from msq.extract.encoders.locations import recall
+
+        moved = self.weights.get(kind)
+        if kind == "text":
+            moved = moved or self.weights.get("image")
+        if moved is None:
+            return recall(recorded["sha256"]) or (recorded["weights"], None)
+        if kind != "video" and Path(moved.removeprefix("local-dir:")).is_file():
+            return recorded["architecture"], moved
+        return moved, None
 
     def _loaded(self, kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """Encoders by kind: a video encoder alone, or both towers of a CLIP.
@@ -258,10 +271,7 @@ class Head:
         """
         from msq.extract.encoders import load_clip, load_video_encoder
 
-        moved = self.weights.get(kind)
-        if kind == "text":
-            moved = moved or self.weights.get("image")
-        source = moved or recorded["weights"]
+        source, weights = self._place(kind, recorded)
         options: dict[str, Any] = {
             "precision": recorded["precision"],
             "device": self.device,
@@ -289,10 +299,7 @@ class Head:
             )
             found: dict[str, Any] = {"video": encoder}
         else:
-            name, weights = source, None
-            if Path(source.removeprefix("local-dir:")).is_file():
-                name, weights = recorded["architecture"], source
-            image, text = load_clip(name, weights, output=recorded["output"], **options)
+            image, text = load_clip(source, weights, output=recorded["output"], **options)
             found = {"image": image, "text": text} if kind == "image" else {"text": text}
         lines = _difference(recorded, found[kind])
         if lines:

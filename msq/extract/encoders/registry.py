@@ -16,6 +16,7 @@ from msq.extract.encoders.embedded import (
     embedded_folder,
 )
 from msq.extract.encoders.encoder import PRECISIONS, VideoEncoder
+from msq.extract.encoders.locations import remember
 from msq.extract.encoders.pooling import POOLINGS, pooled_tokens
 from msq.extract.encoders.spec import (
     EncoderSpec,
@@ -157,6 +158,8 @@ def load_video_encoder(
         channels=config.width,
         resized=loaded.resized,
     )
+    if weights is not None:
+        remember(spec.sha256, weights)
     return VideoEncoder(loaded.model, spec).to(device)
 
 
@@ -247,6 +250,8 @@ def load_clip(
         channels=loaded.text_channels,
         resized="",
     )
+    if not embedded:
+        remember(image_spec.sha256, name, weights)
     image = ImageEncoder(loaded.model, image_spec).to(device)
     text = TextEncoder(loaded.model, text_spec, loaded.tokenizer, loaded.vocabulary)
     return image, text
