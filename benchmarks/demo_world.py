@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from msq.demo import MODES, UNSEEN_SHARE, demo_config, mean_told_by
+from msq.demo import MODES, UNSEEN_SHARE, clip_unseen, demo_config, mean_told_by
 from msq.extract.store import open_store
-from msq.head.baselines import class_frequency, clip_similarity, linear_probe
+from msq.head.baselines import class_frequency, linear_probe
 from msq.head.features import load_features
 from msq.head.metrics import chance_map, mean_average_precision
 from msq.head.train import train_head
@@ -59,11 +59,9 @@ def unseen_classes(features, seeds, told_by, draw):
         columns = [features.classes.index(name) for name in split.unseen]
         labels = features.labels[rows][:, columns]
         keep = (labels != 0).any(1)
-        similar = clip_similarity(features, rows[keep], columns)
-        ap = mean_average_precision(similar, labels[keep]).per_class.tolist()
         scored = {
             "chance": {"unseen": chance_map(labels[keep])},
-            "CLIP similarity": {"per_class": dict(zip(split.unseen, ap, strict=True))},
+            "CLIP similarity": {"per_class": clip_unseen(features, split.unseen)},
         }
         for mode in MODES:
             run = train_head(

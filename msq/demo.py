@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ class Demo:
         features = self._extract(world)
         train = self._train(features)
         baselines = self._baselines(features)
-        zero_shot = self._zero_shot(features, world)
+        zero_shot = self._zero_shot(features, world, baselines["clip_similarity"])
         predictions = self._predict(world)
         result: dict[str, Any] = {
             "videos": sum(self.videos),
@@ -146,37 +146,42 @@ class Demo:
             return train_head(features, config, place, progress=report, overwrite=True)
 
     def _baselines(self, features: Features) -> dict[str, dict[str, Any]]:
-        """What is reached without a head: class frequencies, and a linear probe."""
-        from msq.head.baselines import class_frequency, linear_probe
+        """What is reached without a head: class frequencies, a linear probe, CLIP as it is."""
+        from msq.head.baselines import class_frequency, clip_similarity, linear_probe
         from msq.head.metrics import all_metrics
 
-        self._say("4/6  the two honest baselines: class frequency and a linear probe")
+        self._say("4/6  honest baselines: class frequency, a linear probe, CLIP without training")
         rows = features.rows("test")
         labels = features.labels[rows]
         probe, chosen = linear_probe(features, rows, seed=self.seed)
         frequency = class_frequency(features, rows)
         return {
             "frequency": all_metrics(frequency, labels, features.task),
+            "clip_similarity": all_metrics(clip_similarity(features, rows), labels, features.task),
             "linear_probe": {**all_metrics(probe, labels, features.task), **chosen},
         }
 
-    def _zero_shot(self, features: Features, world: World) -> dict[str, dict[str, Any]]:
-        """Classes held out of training, scored alone; those told by looks and by motion apart."""
+    def _zero_shot(
+        self, features: Features, world: World, clip: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Classes held out of training, scored alone; those told by looks and by motion apart.
+
+        The scores of CLIP without training on the same clips and classes are added to `clip`.
+        """
         from msq.head.zeroshot import ClassSplit, evaluate_split, seen_features
         from msq.world import compositional_split
 
         seen, unseen = compositional_split(features.classes, UNSEEN_SHARE, self.seed)
         split = ClassSplit(tuple(seen), tuple(unseen), self.seed)
         self._say(f"5/6  zero-shot: training on {len(seen)} classes, scoring on {len(unseen)}")
+        clip |= unseen_scores(clip_unseen(features, unseen), world.told_by)
         shown = seen_features(features, split)
         results: dict[str, dict[str, Any]] = {}
         for mode in MODES:
             run = self._train_one(shown, self._config(mode, zero_shot=True), None)
             scored = evaluate_split(run.model, features, split)
             results[mode] = {
-                "unseen_map": scored["unseen"],
-                "unseen_map_looks": mean_told_by(scored["per_class"], world.told_by, "looks"),
-                "unseen_map_motion": mean_told_by(scored["per_class"], world.told_by, "motion"),
+                **unseen_scores(scored["per_class"], world.told_by),
                 "seen_map": scored["seen"],
                 "chance_map": scored["chance"],
                 "generalised": {
@@ -214,6 +219,30 @@ def demo_config(mode: Queries, seed: int, *, zero_shot: bool) -> RunConfig:
     if zero_shot:
         assignments += [*ZERO_SHOT, f"head.classifier={zero_shot_classifier(mode)}"]
     return configuration.override(RunConfig(), assignments)
+
+
+def clip_unseen(features: Features, unseen: Sequence[str]) -> dict[str, float]:
+    """AP of each unseen class by CLIP's own similarity, on the clips that `evaluate_split` uses."""
+    from msq.head.baselines import clip_similarity
+    from msq.head.metrics import average_precision
+
+    columns = [features.classes.index(name) for name in unseen]
+    rows = features.rows("test")
+    rows = rows[(features.labels[rows][:, columns] != 0).any(1)]
+    scores = clip_similarity(features, rows, columns)
+    ap = average_precision(scores, features.labels[rows][:, columns])
+    return dict(zip(unseen, ap.tolist(), strict=True))
+
+
+def unseen_scores(
+    per_class: Mapping[str, float], told_by: Mapping[str, str]
+) -> dict[str, float | None]:
+    """`unseen_map`, and apart for the classes told by looks and by motion."""
+    return {
+        "unseen_map": mean_told_by(per_class, dict.fromkeys(per_class, "all"), "all"),
+        "unseen_map_looks": mean_told_by(per_class, told_by, "looks"),
+        "unseen_map_motion": mean_told_by(per_class, told_by, "motion"),
+    }
 
 
 def mean_told_by(

@@ -18,6 +18,7 @@ STRIP_FRAMES = 8
 TOP = 8
 NAMES = {
     "frequency": "class frequency (ignores the video)",
+    "clip_similarity": "CLIP similarity (no training)",
     "linear_probe": "linear probe on averaged features",
     "vanilla": "MSQNet head, vanilla queries",
     "text": "MSQNet head, text queries",
@@ -38,9 +39,11 @@ def train_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def zero_shot_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Unseen classes apart by what tells them, chance, and seen classes, in percent."""
     keys = ("unseen_map", "unseen_map_looks", "unseen_map_motion", "chance_map", "seen_map")
+    chance = next(iter(result["zero_shot"].values()))["chance_map"]
+    clip = {**result["baselines"]["clip_similarity"], "chance_map": chance}
     return [
-        (NAMES[mode], *(percent(scores[key]) for key in keys))
-        for mode, scores in result["zero_shot"].items()
+        (NAMES[name], *(percent(scores.get(key)) for key in keys))
+        for name, scores in {"clip_similarity": clip, **result["zero_shot"]}.items()
     ]
 
 
