@@ -51,3 +51,16 @@ def test_every_broken_file_gets_a_line_and_the_run_ends_with_3(media, tmp_path, 
         assert item["reason"]
     assert "duplicate id 'good'" in err
     assert "bad split 'holdout'" in err
+
+
+def test_words_outside_the_small_vocabulary_are_named_and_marked(media, tmp_path, capsys):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(
+        f"path,labels,split\n{media('cfr.mp4')},zebra skating;dog eating,train\n", encoding="utf-8"
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["extract", "--manifest", str(manifest), "--out", str(tmp_path / "s.zarr"), "--json"])
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["unknown_words"] == {"zebra skating": ["zebra", "skating"]}
+    assert "does not know skating, zebra" in err

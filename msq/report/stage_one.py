@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def note(event: dict[str, Any]) -> str:
 def show(result: ExtractResult, *, json: bool = False) -> None:
     """The result on stdout; every failed, degraded or skipped item on stderr."""
     document = result.to_dict()
-    for warning in document["warnings"]:
+    for warning in (*document["warnings"], *_unknown(document["unknown_words"])):
         terminal.say(f"warning: {warning}")
     for title, items in (
         ("failed", document["failures"]),
@@ -63,6 +64,18 @@ def show(result: ExtractResult, *, json: bool = False) -> None:
             )
         ],
     )
+
+
+def _unknown(words: Mapping[str, Sequence[str]]) -> list[str]:
+    """At most one line: which words of the classes mean nothing to the text encoder."""
+    distinct = sorted({word for found in words.values() for word in found})
+    if not distinct:
+        return []
+    more = f" and {len(distinct) - SHOWN} more" if len(distinct) > SHOWN else ""
+    return [
+        f"the text encoder does not know {', '.join(distinct[:SHOWN])}{more}: text embeddings of "
+        f"{len(words)} classes mean little; a full CLIP (--image-encoder) knows any word"
+    ]
 
 
 def _line(item: Any) -> str:
