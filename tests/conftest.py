@@ -10,6 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("msq", deadline=None)  # a loaded machine is no failure
+settings.load_profile("msq")
 
 REPOSITORY = Path(__file__).parents[1]
 
