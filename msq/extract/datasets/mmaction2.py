@@ -8,8 +8,8 @@ Lines are taken apart from the right. A rawframes row with an offset is a cut: p
 taken. Several labels make the set multi-label.
 
 Oddities: `malformed`, `repeated` (lines left out), `frame_count_mismatch` (folders with fewer
-pictures than the list says), `flow_among_frames` (folders that also hold `flow_…` pictures, left
-out), `zero_frames` (rawframes rows of length 0, left out).
+frames than the list says), `zero_frames` (rawframes rows of length 0, left out). Optical flow
+beside the frames (`flow_x_00001.jpg`), as mmaction2's extraction writes it, is passed over.
 """
 
 from __future__ import annotations
@@ -172,29 +172,16 @@ def _fields(text: str, delimiter: str | None, numbers: int, task: str) -> list[s
 
 
 def _check_folders(found: Rows, media: MediaIndex, lengths: Mapping[str, int]) -> None:
-    """Count frame folders that are too short; leave out those with optical flow among the frames.
-
-    mmaction2's extraction writes `flow_x_00001.jpg` beside `img_00001.jpg`, and stage one takes
-    every picture of a folder for a frame.
-    """
-    mixed = set()
+    """Count frame folders with fewer frames than the list says."""
     for path, length in lengths.items():
         place = media.find(path)
         if place.kind != "frames":
             continue
         try:
-            pictures = frame_files(place.path)
+            frames = len(frame_files(place.path))
         except UndecodableVideo:
-            pictures = []
-        if any(picture.name.startswith("flow_") for picture in pictures):
-            mixed.add(path)
-        found.oddities["frame_count_mismatch"] += len(pictures) < length
-    found.oddities["flow_among_frames"] = len(mixed)
-    for row in found.rows:
-        if row.path in mixed:
-            reason = f"{row.path} holds flow_… pictures among its frames: move them elsewhere"
-            found.skipped.append((row.where, reason))
-    found.rows = [row for row in found.rows if row.path not in mixed]
+            frames = 0
+        found.oddities["frame_count_mismatch"] += frames < length
 
 
 ADAPTER = make_adapter(
