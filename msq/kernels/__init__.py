@@ -1,1 +1,1 @@
-"""Fused operations of the head. Needs torch and triton only."""
+"""The room of the head's fused operations: none yet. What comes needs torch and triton only."""
