@@ -186,7 +186,7 @@ class Head:
         return features.select(rows=torch.tensor([place[clip] for clip in wanted]))
 
     def _encode(self, paths: Sequence[Path]) -> tuple[Features, list[tuple[str, dict[str, str]]]]:
-        """Decode and encode videos one by one; each is decoded once where the encoders agree."""
+        """Decode and encode videos one by one; each is decoded once for all encoders."""
         kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
         notes, outputs = [], []
         stems = [path.stem for path in paths]
@@ -215,17 +215,13 @@ class Head:
     def _encode_one(self, path: Path, kinds: Sequence[str], note: dict[str, str]) -> list[Tensor]:
         """Tokens [1, S, D'] and, with an image encoder, the mean of its vectors [1, D'']."""
         from msq.extract.transforms import normalise, resize_crop
-        from msq.extract.video import decode_clip
+        from msq.extract.video import decode_samples
 
-        decoded: dict[tuple[int, str], Any] = {}
+        encoders = [self._encoder(kind) for kind in kinds]
+        clips = decode_samples(path, [(e.spec.frames, e.spec.sampling) for e in encoders])
         outputs = []
-        for kind in kinds:
-            encoder = self._encoder(kind)
+        for kind, encoder, clip in zip(kinds, encoders, clips, strict=True):
             spec = encoder.spec
-            key = (spec.frames, spec.sampling)
-            if key not in decoded:
-                decoded[key] = decode_clip(path, spec.frames, sampling=spec.sampling)
-            clip = decoded[key]
             if clip.degraded:
                 note["degraded"] = clip.degraded
             frames = resize_crop(clip.frames, spec.size, spec.resize)
