@@ -16,7 +16,6 @@ from msq.errors import UsageError, WeightsError
 from msq.extract.encoders import clip_source, load_clip, registry
 from msq.extract.encoders.clip_source import find_clip
 from msq.extract.encoders.clip_weights import load_clip_model
-from msq.extract.encoders.embedded import embedded_folder
 
 _fixtures = runpy.run_path(str(Path(__file__).with_name("encoder_fixtures.py")))
 TINY = _fixtures["TINY_CLIP"]
@@ -318,10 +317,6 @@ def test_the_embedded_layout_loads_by_default(tmp_path, monkeypatch):
 
 
 def test_the_clip_in_the_package_loads_by_default():
-    try:
-        embedded_folder("clip-embedded")
-    except WeightsError:
-        pytest.skip("this checkout has no embedded CLIP yet")
     image, text = load_clip()
     vectors = text(["dog running", "bird flying"])
     assert vectors.shape == (2, text.spec.channels)
