@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from msq.errors import StoreError, StoreNotFound
 from msq.extract import store_schema as schema
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.row_reader import RowReader
 from msq.extract.shard import read_chunk
 from msq.extract.store_array import StoreArray
 
@@ -137,6 +138,21 @@ class FeatureStore:
                 several video encoders and none named.
         """
         return self._features("video", rows, encoder, view)
+
+    def token_reader(
+        self, encoder: str | None = None, view: int = 0, threads: int = 2
+    ) -> RowReader:
+        """Reads tokens of one view straight into the caller's memory; see `RowReader`.
+
+        Unlike `tokens` it does not look at the status: ask it for `ok_rows()` only.
+
+        Raises:
+            StoreError: no or several video encoders and none named, or a layout that msq does not
+                write.
+        """
+        slug = self._choose(self.encoders("video"), encoder, "video encoder")
+        array = self._array(f"tokens/{slug}")
+        return RowReader(array, view, self.clips.__getitem__, threads)
 
     def image(self, rows: Rows = None, encoder: str | None = None, view: int = 0) -> torch.Tensor:
         """Image features, mean over frames, `[n, D'']` in the stored dtype; as `tokens`."""

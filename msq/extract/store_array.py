@@ -40,6 +40,7 @@ class StoreArray:
         attributes: its `attributes.msq`, empty where it has none.
         shape: its shape.
         dtype: numpy dtype of what is on disk, little-endian.
+        rows_per_file: of a shard; 0 for one row per plain file; None where only zarr can read it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +61,7 @@ class StoreArray:
         self._plain = meta["data_type"] in ("uint8", "uint16", "float16", "float32")
         if self._plain:
             self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
-        self._shard = self._rows_per_file()
+        self.rows_per_file: int | None = self._layout()
 
     def read(self, rows: NDArray[np.int64], view: int, name: Name) -> NDArray[np.generic]:
         """Rows `[n, ...]` of one view, verified.
@@ -75,13 +76,13 @@ class StoreArray:
         """
         if not 0 <= view < self.shape[1]:
             raise StoreError(f"{self.path}: view {view} asked for, it has {self.shape[1]}")
-        if self._shard is None:
+        if self.rows_per_file is None:
             return self._read_by_zarr(rows, view, name)
         out = np.empty((len(rows), *self.shape[2:]), dtype=self.dtype)
         if not len(rows):
             return out
         raw = out.reshape(len(rows), -1).view(np.uint8)
-        if self._shard == 0:
+        if self.rows_per_file == 0:
             self._read_single(rows, view, raw, name)
         else:
             self._read_sharded(rows, view, raw, name)
@@ -99,7 +100,7 @@ class StoreArray:
             status[:] = self._read_by_zarr(np.arange(len(status)), view, str)
             return status
         for first in range(0, len(status), grid[0]):
-            path = self._file(first // grid[0], view)
+            path = self.file(first // grid[0], view)
             if path.exists():
                 part = status[first : first + grid[0]]
                 part[:] = read_chunk(path, grid[0])[: len(part)]
@@ -108,12 +109,12 @@ class StoreArray:
     def _read_single(self, rows: NDArray[np.int64], view: int, raw: Bytes, name: Name) -> None:
         for place, row in enumerate(rows):
             try:
-                raw[place] = read_chunk(self._file(int(row), view), raw.shape[1])
+                raw[place] = read_chunk(self.file(int(row), view), raw.shape[1])
             except StoreError as error:
                 raise StoreError(f"clip {name(int(row))!r}: {error}") from None
 
     def _read_sharded(self, rows: NDArray[np.int64], view: int, raw: Bytes, name: Name) -> None:
-        size = self._shard or 1
+        size = self.rows_per_file or 1
         fill = np.full(self.shape[2:], _FILLS[self._meta["fill_value"]], dtype=self.dtype)
         fill_row = fill.reshape(-1).view(np.uint8)
         order = np.argsort(rows // size, kind="stable")
@@ -128,7 +129,7 @@ class StoreArray:
             # In-order reads land in the result itself; a shuffled one goes through a copy.
             part = raw[places[0] : places[-1] + 1] if contiguous else raw[places]
             ids = partial(_shifted, name, shard * size)
-            read_rows(self._file(shard, view), slots, size, part, fill_row, ids)
+            read_rows(self.file(shard, view), slots, size, part, fill_row, ids)
             if not contiguous:
                 raw[places] = part
 
@@ -150,11 +151,12 @@ class StoreArray:
             raise StoreError(f"{self.path}: zarr cannot read these rows ({error})") from error
         return np.asarray(selected)
 
-    def _file(self, unit: int, view: int) -> Path:
+    def file(self, unit: int, view: int) -> Path:
+        """The file of a shard (or, unsharded, of a row) of one view."""
         rest = ("0" for _ in self.shape[2:])
         return self.path.joinpath("c", str(unit), str(view), *rest)
 
-    def _rows_per_file(self) -> int | None:
+    def _layout(self) -> int | None:
         """Rows of one shard file; 0 for one row per plain file; None: leave it to zarr."""
         meta = self._meta
         row = list(self.shape[2:])

@@ -1,0 +1,97 @@
+"""Which look at a clip a row of features is: the clean one, an augmented one, or one of a test.
+
+View 0 of every store is clean: the whole clip, centre crop. Augmented views are drawn from a seed
+and the clip's id, so that all encoders see the same pictures and a shard can be made again. Test
+views cut a clip into `clips` pieces in time and each frame into `crops` squares in space; their
+scores are averaged (or the largest taken) when a head is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from msq.errors import UsageError
+
+ViewKind = Literal["clean", "augmented", "test"]
+_AUGMENTED = re.compile(r"augmented (\d+)")
+_TEST = re.compile(r"test clip (\d+)/(\d+) crop (\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One view; `str(view)` is what stands in a store's attributes, `parse_view` its inverse.
+
+    Attributes:
+        kind: `clean`, `augmented` or `test`.
+        seed: of an augmented view; 1, 2, … in the order in which they were asked for.
+        clip: of a test view, which piece in time, from 0.
+        clips: pieces in time.
+        crop: which square in space, from 0 (left or top) to `crops - 1` (right or bottom).
+        crops: 1 (centre) or 3 (along the long side).
+    """
+
+    kind: ViewKind = "clean"
+    seed: int = 0
+    clip: int = 0
+    clips: int = 1
+    crop: int = 0
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a view that cannot be.
+
+        Raises:
+            UsageError: a piece or crop outside its range, or another number of crops than 1 or 3.
+        """
+        if self.crops not in (1, 3):
+            raise UsageError(f"test views: expected 1 or 3 crops, found {self.crops}")
+        if not (0 <= self.clip < self.clips and 0 <= self.crop < self.crops):
+            raise UsageError(f"test views: no such view: {self}")
+
+    def __str__(self) -> str:
+        if self.kind == "augmented":
+            return f"augmented {self.seed}"
+        if self.kind == "test":
+            return f"test clip {self.clip + 1}/{self.clips} crop {self.crop + 1}/{self.crops}"
+        return "clean"
+
+
+CLEAN = View()
+
+
+def augmented_views(count: int) -> tuple[View, ...]:
+    """Augmented views 1 to `count`."""
+    return tuple(View("augmented", seed) for seed in range(1, count + 1))
+
+
+def clips_by_crops(clips: int, crops: int) -> tuple[View, ...]:
+    """All `clips` x `crops` test views, pieces in time outermost.
+
+    Raises:
+        UsageError: fewer than one piece, or another number of crops than 1 or 3.
+    """
+    if clips < 1:
+        raise UsageError(f"test views: expected at least 1 clip, found {clips}")
+    return tuple(
+        View("test", clip=i, clips=clips, crop=j, crops=crops)
+        for i in range(clips)
+        for j in range(crops)
+    )
+
+
+def parse_view(text: str) -> View:
+    """The view whose `str` this is.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text == "clean":
+        return CLEAN
+    if match := _AUGMENTED.fullmatch(text):
+        return View("augmented", int(match[1]))
+    if match := _TEST.fullmatch(text):
+        clip, clips, crop, crops = (int(x) for x in match.groups())
+        return View("test", clip=clip - 1, clips=clips, crop=crop - 1, crops=crops)
+    raise UsageError(f"view {text!r}: expected clean, augmented N or test clip I/N crop J/M")

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from msq.errors import StoreError, UsageError
+from msq.extract.datasets.dataset import Clip, Dataset
+from msq.extract.store import open_store
+from msq.extract.store_writer import ShardRows, StoreWriter
+from msq.head.stream import StreamedTokens, stream_tokens
+
+fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
+ROWS = 11
+ALL = torch.arange(ROWS)
+
+
+def write(path: Path, pooling: str, dtype: str = "float16") -> torch.Tensor:
+    """A store of 11 rows, row 3 all zeros (which a shard leaves out); returns its tokens."""
+    spec = replace(fakes.SPEC, pooling=pooling)
+    clips = tuple(Clip(f"c{r}", Path(f"{r}.mp4"), None, None, (0,), "train") for r in range(ROWS))
+    data = Dataset("toy", ("run",), "multilabel", clips, "map")
+    values = torch.randn(ROWS, 5, 6, generator=torch.Generator().manual_seed(0))
+    values[3] = 0
+    stored = values.to(getattr(torch, dtype))
+    disk = stored.view(torch.uint16) if dtype == "bfloat16" else stored
+    writer = StoreWriter(path, data, store_dtype=dtype, shard=4)
+    writer.add_encoder(spec)
+    for shard in range(writer.shards):
+        rows = writer.rows(shard)
+        times = np.zeros((len(rows), spec.frames), dtype=np.float32)
+        status = np.ones(len(rows), dtype=np.uint8)
+        part = disk[rows.start : rows.stop].numpy()
+        writer.commit(shard, {spec.slug: ShardRows(part, times, status)}, [])
+    return stored
+
+
+@pytest.mark.parametrize("pooling", ["patch", "frame"], ids=["a file a row", "sharded"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_streamed_rows_are_the_stored_ones_in_any_order(
+    tmp_path: Path, pooling: str, dtype: str, threads: int
+) -> None:
+    stored = write(tmp_path / "a.zarr", pooling, dtype)
+    tokens = stream_tokens(open_store(tmp_path / "a.zarr"), ALL, "fake-video", 0, threads)
+    assert tokens.shape == (ROWS, 5, 6)
+    assert tokens.nbytes == stored.nbytes
+    order = torch.tensor([10, 0, 3, 3, 7, 1])
+    assert torch.equal(tokens[order], stored[order])
+    wide = tokens.to(dtype=torch.float32)
+    wide.prefetch(order)
+    assert torch.equal(wide[order], stored[order].float())
+    some = tokens.select(torch.tensor([4, 2, 9]))
+    assert torch.equal(some[torch.tensor([2, 0])], stored[[9, 4]])
+
+
+def test_what_was_read_ahead_serves_and_a_changed_plan_does_no_harm(tmp_path: Path) -> None:
+    stored = write(tmp_path / "a.zarr", "patch")
+    reader = open_store(tmp_path / "a.zarr").token_reader("fake-video")
+    asked: list[list[int]] = []
+
+    def read(rows, out) -> None:
+        asked.append(list(rows))
+        reader.read(rows, out)
+
+    tokens = StreamedTokens(read, ALL, (5, 6), torch.float16, ahead=2)
+    plan = [torch.tensor([r, r + 1]) for r in range(0, 8, 2)]
+    kept = []
+    for step, rows in enumerate(plan):
+        for later in plan[step + 1 : step + 2]:
+            tokens.prefetch(later)
+        if step == 0:
+            assert torch.equal(tokens[plan[1]], stored[plan[1]])  # the one read ahead
+        kept.append((rows, tokens[rows]))
+    assert all(torch.equal(given, stored[rows]) for rows, given in kept)  # none overwritten
+    assert asked.count([2, 3]) == 2  # once read ahead and used, once asked for again
+    tokens.prefetch(plan[0])
+    assert torch.equal(tokens[plan[3]], stored[plan[3]])
+    assert torch.equal(tokens[plan[0]], stored[plan[0]])
+    for _ in range(5):
+        tokens.prefetch(plan[0])
+    assert len(tokens._under_way) == 2
+
+
+@pytest.mark.parametrize("pooling", ["patch", "frame"])
+def test_a_damaged_or_missing_row_is_named(tmp_path: Path, pooling: str) -> None:
+    write(tmp_path / "a.zarr", pooling)
+    folder = tmp_path / "a.zarr/tokens/fake-video/c"
+    file = folder / ("9/0/0/0" if pooling == "patch" else "2/0/0/0")
+    content = bytearray(file.read_bytes())
+    content[60 if pooling == "frame" else 0] ^= 1  # of row 8 in the shard, of row 9 alone
+    file.write_bytes(content)
+    tokens = stream_tokens(open_store(tmp_path / "a.zarr"), ALL, "fake-video", 0)
+    row = 9 if pooling == "patch" else 8
+    tokens.prefetch(torch.tensor([0, row]))
+    with pytest.raises(StoreError, match=f"clip 'c{row}'.*checksum wrong"):
+        tokens[torch.tensor([0, row])]
+    assert tokens[torch.tensor([0])].shape == (1, 5, 6)
+    os.truncate(file, 20)
+    tokens = stream_tokens(open_store(tmp_path / "a.zarr"), ALL, "fake-video", 0)
+    with pytest.raises(StoreError, match=f"clip 'c{row}'"):
+        tokens[torch.tensor([row])]
+    file.unlink()
+    tokens = stream_tokens(open_store(tmp_path / "a.zarr"), ALL, "fake-video", 0)
+    with pytest.raises(StoreError, match=f"clip 'c{row}'.*missing"):
+        tokens[torch.tensor([row])]
+
+
+def test_only_stores_that_msq_laid_out_are_streamed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="feature store on disk"):
+        stream_tokens(object(), ALL, "fake-video", 0)
+    write(tmp_path / "a.zarr", "patch")
+    meta = tmp_path / "a.zarr/tokens/fake-video/zarr.json"
+    meta.write_text(
+        meta.read_text().replace('"chunk_shape": [\n        1,', '"chunk_shape": [\n        2,')
+    )
+    with pytest.raises(StoreError, match="cannot be streamed"):
+        stream_tokens(open_store(tmp_path / "a.zarr"), ALL, "fake-video", 0)
+
+
+def test_many_files_are_open_only_for_a_while(tmp_path: Path) -> None:
+    write(tmp_path / "a.zarr", "patch")
+    with open_store(tmp_path / "a.zarr").token_reader("fake-video", threads=2) as reader:
+        out = np.empty((200, reader.row_bytes), dtype=np.uint8)
+        reader.read([r % ROWS for r in range(200)], out)
+        assert (out[:ROWS] == out[ROWS : 2 * ROWS]).all()
+        assert len(reader._files) == ROWS
+    assert not reader._files
