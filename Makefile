@@ -21,6 +21,7 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
 
 lint: env
 	$(BIN)/ruff check .

@@ -16,6 +16,9 @@ settings.register_profile("msq", deadline=None)  # a loaded machine is no failur
 settings.load_profile("msq")
 
 REPOSITORY = Path(__file__).parents[1]
+# Triton decides at its import whether kernels run in its interpreter: those tests have a process
+# of their own, see `make test`.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 
 def _load(name: str) -> ModuleType:

@@ -1,0 +1,59 @@
+"""The Triton kernel of `msq.kernels.bits`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
+from msq.kernels.tiles import find_tile
+
+
+@triton.jit
+def make_bits(
+    key,
+    out,
+    words,
+    site: tl.constexpr,
+    rate: tl.constexpr,
+    first_digit: tl.constexpr,
+    needed: tl.constexpr,
+    rounds: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program makes BLOCK words; calls of the generator are unrolled, four words each."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    seed = (tl.load(key) & 0xFFFFFFFF) | (tl.load(key + 1) << 32)
+    low = (index & 0xFFFFFFFF).to(tl.uint32)
+    high = (index >> 32).to(tl.uint32)
+    result = tl.zeros((BLOCK,), dtype=tl.uint32)
+    zero = tl.zeros((BLOCK,), dtype=tl.uint32)
+    for call in tl.static_range((needed + 3) // 4):
+        r0, r1, r2, r3 = tl.philox(seed, low, high, zero + call, zero + site, rounds)
+        for lane in tl.static_range(4):
+            place = call * 4 + lane
+            word = r0 if lane == 0 else (r1 if lane == 1 else (r2 if lane == 2 else r3))
+            if place == 0:
+                result = word
+            elif place < needed:
+                one: tl.constexpr = (rate >> (first_digit + place)) & 1
+                result = result | word if one else result & word
+    tl.store(out + index, result.to(tl.int32, bitcast=True), mask=index < words)
+
+
+def launch(key: Tensor, site: int, words: int, rate: int) -> Tensor:
+    """int32 [words] on the key's device."""
+    needed = digits_needed(rate)
+    out = torch.empty(words, dtype=torch.int32, device=key.device)
+    tile = find_tile("mask_bits", _capability(key), words)
+    grid = (triton.cdiv(words, tile.sizes["BLOCK"]),)
+    make_bits[grid](
+        key, out, words, site, rate, DIGITS - needed, needed, ROUNDS, **tile.launch()
+    )  # fmt: skip
+    return out
+
+
+def _capability(x: Tensor) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

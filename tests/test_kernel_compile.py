@@ -1,0 +1,86 @@
+"""The kernels compiled for GPUs that are not here: registers, spills, shared memory.
+
+What a compiler makes of a kernel decides its speed as much as the kernel does, and a change of
+either can be seen without a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
+from msq.kernels.gpu import bits as gpu_bits
+from msq.kernels.gpu import norm as gpu_norm
+from msq.kernels.tiles import find_tile
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def build(kernel, op: str, keys: int, architecture: int, types: dict[str, str], **constants):
+    """Compiles a kernel with its tile; pointers are aligned to 16 bytes, as torch's are."""
+    tile = find_tile(op, (architecture // 10, architecture % 10), keys)
+    names = list(kernel.arg_names)
+    constants = {**constants, **tile.sizes}
+    signature = {n: "constexpr" if n in constants else types[n] for n in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")
+    }
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    return triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options=tile.options()
+    )
+
+
+def resources(compiled) -> dict[str, int]:
+    """REG, STACK, SHARED of the binary, as the vendor's own tool counts them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        shown = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    return {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", shown)}
+
+
+ROW = {"x": "*bf16", "y": "*bf16", "grad": "*bf16", "h": "*bf16", "out": "*bf16", "dx": "*bf16",
+       "dy": "*bf16", "weight": "*fp32", "bias": "*fp32", "dweight": "*fp32", "dbias": "*fp32",
+       "mean": "*fp32", "rstd": "*fp32", "bits": "*i32", "M": "i32", "steps": "i32",
+       "scale": "fp32", "eps": "fp32"}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("width", [512, 768])
+def test_norm_kernels_fit_without_spills(architecture: int, width: int) -> None:
+    constants = {"D": width, "WIDTH": triton.next_power_of_2(width), "HAS_BITS": True}
+    for kernel, op, most in (
+        (gpu_norm.forward, "drop_add_norm", 80),
+        (gpu_norm.backward, "drop_add_norm_backward", 128),
+    ):
+        compiled = build(kernel, op, width, architecture, ROW, **constants)
+        found = resources(compiled)
+        assert found["STACK"] == 0, (op, found)
+        assert found["REG"] <= most, (op, found)
+        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_the_bit_generator_fits_without_spills(architecture: int) -> None:
+    needed = digits_needed(410)
+    types = {"key": "*i64", "out": "*i32", "words": "i32"}
+    compiled = build(
+        gpu_bits.make_bits, "mask_bits", 10**6, architecture, types,
+        site=3, rate=410, first_digit=DIGITS - needed, needed=needed, rounds=ROUNDS,
+    )  # fmt: skip
+    found = resources(compiled)
+    assert found["STACK"] == 0
+    assert found["REG"] <= 64, found
