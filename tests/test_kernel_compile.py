@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
 from msq.kernels.gpu import bits as gpu_bits
 from msq.kernels.gpu import norm as gpu_norm
+from msq.kernels.gpu import self_attention as gpu_self_attention
 from msq.kernels.tiles import find_tile
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -84,3 +85,28 @@ def test_the_bit_generator_fits_without_spills(architecture: int) -> None:
     found = resources(compiled)
     assert found["STACK"] == 0
     assert found["REG"] <= 64, found
+
+
+ATTENTION = {**dict.fromkeys(("qkv", "clip", "out", "grad", "dqkv"), "*bf16"),
+             **dict.fromkeys(("log_sum", "delta"), "*fp32"), "bits": "*i32", "valid": "*u8",
+             **dict.fromkeys(("K", "H", "per_group", "words"), "i32"),
+             **dict.fromkeys(("scale", "scale2", "keep_scale"), "fp32")}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("factorised", [False, True])
+def test_self_attention_fits_without_spills(architecture: int, factorised: bool) -> None:
+    constants = {"D": 512, "d": 64, "HAS_BITS": True, "HAS_VALID": False, "PRECISION": "tf32",
+                 "FACTORISED": factorised}  # fmt: skip
+    whole_row = {**constants, "FIRST": 128, "SECOND": 32}
+    for kernel, op, own in (
+        (gpu_self_attention.forward, "self_attention", whole_row),
+        (gpu_self_attention.backward_rows, "self_attention_backward_rows", whole_row),
+        (gpu_self_attention.backward_keys, "self_attention_backward_keys", constants),
+    ):
+        compiled = build(kernel, op, 157, architecture, ATTENTION, **own)
+        found = resources(compiled)
+        assert found["STACK"] == 0, (op, found)
+        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
+        if architecture == 90:
+            assert "wgmma" in compiled.asm["ptx"]
