@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from msq import head as head
-    from msq.extract.encoders import load_clip, load_video_encoder
+    from msq.extract.encoders import load_clip, load_text_encoder, load_video_encoder
     from msq.extract.store import open_store
     from msq.head import metrics as metrics
     from msq.head.predict import load_head
@@ -24,6 +24,7 @@ __all__ = [
     "head",
     "load_clip",
     "load_head",
+    "load_text_encoder",
     "load_video_encoder",
     "metrics",
     "open_store",
@@ -33,6 +34,7 @@ _MODULES = {"head": "msq.head", "metrics": "msq.head.metrics"}
 _ATTRIBUTES = {
     "load_clip": "msq.extract.encoders",
     "load_head": "msq.head.predict",
+    "load_text_encoder": "msq.extract.encoders",
     "load_video_encoder": "msq.extract.encoders",
     "open_store": "msq.extract.store",
 }

@@ -28,6 +28,13 @@ class Task(StrEnum):
     singlelabel = "singlelabel"
 
 
+class Protocol(StrEnum):
+    """The equations as printed, or the authors' code."""
+
+    paper = "paper"
+    official = "official"
+
+
 class Pooling(StrEnum):
     """What is kept of a video encoder's tokens."""
 
@@ -49,6 +56,14 @@ class ClipOutput(StrEnum):
 
     projected = "projected"
     pooler = "pooler"
+
+
+class TextPooling(StrEnum):
+    """What of a text model's states becomes the vector of a class name."""
+
+    pooler = "pooler"
+    mean = "mean"
+    cls = "cls"
 
 
 class Sampling(StrEnum):
@@ -73,6 +88,14 @@ class StoreType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Ensemble(StrEnum):
+    """How the probabilities over several test views become one."""
+
+    none = "none"
+    mean = "mean"
+    max = "max"
+
+
 class OnDegraded(StrEnum):
     """What becomes of a damaged video that still gives frames."""
 
@@ -86,3 +109,17 @@ class Policy(StrEnum):
 
     skip = "skip"
     error = "error"
+
+
+class FeatureKind(StrEnum):
+    """What imported features become: tokens of a video, or one vector."""
+
+    video = "video"
+    image = "image"
+
+
+class GlobalToken(StrEnum):
+    """What stands before the tokens of imported features."""
+
+    mean = "mean"
+    none = "none"

@@ -13,17 +13,22 @@ from msq import __version__
 from msq.choices import (
     Classifier,
     ClipOutput,
+    Ensemble,
+    FeatureKind,
+    GlobalToken,
     OnDegraded,
     Policy,
     Pooling,
     Precision,
+    Protocol,
     Queries,
     Resize,
     Sampling,
     StoreType,
     Task,
+    TextPooling,
 )
-from msq.errors import MsqError
+from msq.errors import MsqError, UsageError
 
 app = typer.Typer(
     name="msq",
@@ -32,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="Look at a feature store.", no_args_is_help=True)
+store_app = typer.Typer(help="Look at a feature store, or add to it.", no_args_is_help=True)
 encoders_app = typer.Typer(help="What can encode.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 app.add_typer(encoders_app, name="encoders")
@@ -122,29 +127,53 @@ def extract(
     out: Annotated[Path | None, typer.Option(help="The store; NAME.zarr by default.")] = None,
     video_encoder: Annotated[
         str,
-        typer.Option(help="embedded, none, hf-hub:ORG/NAME, local-dir:DIR, a folder or a file."),
+        typer.Option(
+            help="embedded, none, hf-hub:ORG/NAME, local-dir:DIR, a folder, a file, timm/TAG, "
+            "open_clip/ARCH/TAG or torchvision/NAME; see msq encoders list."
+        ),
     ] = "embedded",
     image_encoder: Annotated[
         str,
         typer.Option(help="embedded, none, ARCH/PRETRAINED, ARCH/FILE, hf-hub:… or local-dir:…"),
     ] = "embedded",
     text_encoder: Annotated[
-        str | None, typer.Option(help="Another CLIP's text tower; none for no text.")
+        str | None,
+        typer.Option(
+            help="bert-base-uncased, hf-hub:ORG/NAME, local-dir:DIR or another CLIP's text tower; "
+            "none for no text."
+        ),
+    ] = None,
+    text_pooling: Annotated[
+        TextPooling | None,
+        typer.Option(help="Of a text model's states; what its folder says by default."),
     ] = None,
     prompts: Annotated[
-        list[str] | None, typer.Option(help="Template with {}; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="Template with {}, or a set that is averaged: clip, clip-simple or a file with a "
+            "template a line. May be given several times."
+        ),
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
     task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(help="official makes features as the authors' code does; paper fixes nothing"),
+    ] = Protocol.paper,
     frames: Annotated[int | None, typer.Option(help="Frames per clip.", min=1)] = None,
     size: Annotated[int | None, typer.Option(help="Pixels of the square crop.", min=1)] = None,
-    pooling: Annotated[Pooling, typer.Option(help="Tokens to keep.")] = Pooling.frame,
+    short_side: Annotated[
+        int | None, typer.Option(help="Pixels of the short side before the crop.", min=1)
+    ] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="Tokens to keep; frame.")] = None,
     clip_output: Annotated[
-        ClipOutput, typer.Option(help="In the joint space, or before the projection.")
-    ] = ClipOutput.projected,
+        ClipOutput | None,
+        typer.Option(help="In the joint space (projected, default), or before the projection."),
+    ] = None,
     sampling: Annotated[
-        Sampling, typer.Option(help="Segment centres, or as the authors' code rounds them.")
-    ] = Sampling.uniform,
+        Sampling | None,
+        typer.Option(help="Segment centres (uniform, default), or as the authors' code rounds."),
+    ] = None,
     resize: Annotated[
         Resize, typer.Option(help="torch is fast with PIL parity, pil is exact.")
     ] = Resize.torch,
@@ -166,6 +195,13 @@ def extract(
         OnDegraded, typer.Option(help="Damaged videos that still give frames.")
     ] = OnDegraded.keep,
     policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    views: Annotated[
+        int, typer.Option(help="Augmented views of each clip, beside the clean one.", min=0)
+    ] = 0,
+    test_views: Annotated[
+        str | None,
+        typer.Option(help="CLIPSxCROPS, e.g. 10x3: views for msq eval --ensemble; crops 1 or 3."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how big it gets; no more.")
     ] = False,
@@ -177,6 +213,15 @@ def extract(
     from msq.extract.request import ExtractRequest
     from msq.report import stage_one
 
+    given: dict[str, Any] = {  # None where nothing was given: the protocol's own, then
+        "pooling": pooling and pooling.value,
+        "clip_output": clip_output and clip_output.value,
+        "sampling": sampling and sampling.value,
+        "prompts": tuple(prompts or ()) or None,
+        "frames": frames,
+        "size": size,
+        "short_side": short_side,
+    }
     request = ExtractRequest(
         manifest=manifest,
         dataset=dataset,
@@ -190,12 +235,9 @@ def extract(
         video_encoder=video_encoder,
         image_encoder=image_encoder,
         text_encoder=text_encoder,
-        prompts=tuple(prompts or ("{}",)),
-        frames=frames,
-        size=size,
-        pooling=pooling.value,
-        clip_output=clip_output.value,
-        sampling=sampling.value,
+        text_pooling=None if text_pooling is None else text_pooling.value,
+        protocol=protocol.value,
+        **given,
         resize=resize.value,
         precision=precision.value,
         store_dtype=store_dtype.value,
@@ -205,6 +247,8 @@ def extract(
         workers=workers,
         retry_failed=retry_failed,
         on_degraded=on_degraded.value,
+        views=views,
+        test_views=test_views,
     )
     if dry_run:
         stage_one.show_dry_run(request, json=json)
@@ -225,6 +269,10 @@ def train_head(
     epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
     val: Annotated[float | None, typer.Option(help="train.val: share of train held out.")] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(help="Official split of the store: split1, split2, …, or all and their mean."),
+    ] = None,
     config: Config = None,
     device: Device = "auto",
     overwrite: Annotated[
@@ -246,6 +294,7 @@ def train_head(
             "train.epochs": epochs,
             "train.seed": seed,
             "train.val": val,
+            "features.partition": partition,
         },
     )
     result = stage_two.train(store, settings, out, device=device, overwrite=overwrite, quiet=quiet)
@@ -254,16 +303,71 @@ def train_head(
 
 @app.command("eval", epilog="Example: msq eval runs/a clips.zarr --split test")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory of a trained head.")],
-    store: Annotated[Path, typer.Argument(help="Feature store made by the same encoders.")],
+    run: Annotated[
+        Path | None, typer.Argument(help="Run directory of a trained head (not with --submission).")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Argument(help="Feature store made by the same encoders.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write the scores, a line a clip, for the official Charades scorer."),
+    ] = None,
+    ensemble: Annotated[
+        Ensemble,
+        typer.Option(help="Combine the probabilities over all test views of the store."),
+    ] = Ensemble.none,
+    test_views: Annotated[
+        str | None, typer.Option(help="Which, e.g. 10x3, where the store has several sets.")
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Score such a file of anyone's: with STORE, or --dataset and --root."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset's name (--submission).")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where its annotation lies.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="Official split that the file is of (--submission).")
+    ] = None,
+    option: Options = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Score a trained head on a store, under every protocol's metrics."""
+    """Score a trained head on a store, or a file of predictions, under every protocol's metrics."""
+    from msq.extract.datasets.options import parse_options
     from msq.report import stage_two
 
-    stage_two.show(stage_two.evaluate(run, store, split, device=device), json=json)
+    if submission is not None:
+        from msq.report.submission import evaluate_submission, show_submission
+
+        if run is not None and store is not None:
+            raise UsageError("--submission FILE needs no RUN: expected a STORE alone")
+        options = parse_options(option or ())
+        found = evaluate_submission(
+            submission, store or run, dataset, root, options, split, partition
+        )
+        show_submission(found, json=json)
+        return
+    if run is None or store is None:
+        raise UsageError("expected RUN and STORE, or --submission FILE")
+    if dataset is not None or root is not None or option or partition is not None:
+        raise UsageError(
+            "--dataset, --root, --option and --partition go with --submission FILE; a head is "
+            "scored on the partition that it was trained on"
+        )
+    if test_views is not None and ensemble is Ensemble.none:
+        raise UsageError("--test-views goes with --ensemble mean or max")
+    result = stage_two.evaluate(
+        run,
+        store,
+        split,
+        device=device,
+        export=export,
+        ensemble=ensemble.value,
+        test_views=test_views,
+    )
+    stage_two.show(result, json=json)
 
 
 @app.command(epilog='Example: msq predict new.mp4 --run runs/a --labels "bird flying,dog eating"')
@@ -280,6 +384,9 @@ def predict(
     image_encoder: Annotated[
         str | None, typer.Option(help="Where CLIP's weights are now, if moved.")
     ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Where the text encoder's weights are now, if moved.")
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -287,7 +394,7 @@ def predict(
     from msq.report import stage_two
 
     words = None if labels is None else [x.strip() for x in labels.split(",") if x.strip()]
-    weights = {"video": video_encoder, "image": image_encoder}
+    weights = {"video": video_encoder, "image": image_encoder, "text": text_encoder}
     result = stage_two.predict(run, videos, words, weights=weights, top=top, device=device)
     stage_two.show_predictions(result, json=json)
     raise typer.Exit(stage_two.prediction_exit_code(result))
@@ -360,6 +467,98 @@ def verify(
 
     if not stage_one.verify_store(store, json=json):
         raise typer.Exit(4)
+
+
+@store_app.command(
+    "import",
+    epilog="Example: msq store import clips.zarr i3d_features --name i3d --manifest clips.csv "
+    "--tokens 16",
+)
+def import_(
+    store: Annotated[Path, typer.Argument(help="Feature store; made, or added to.")],
+    features: Annotated[
+        Path, typer.Argument(help="Folder of npy, npz, pt, safetensors or h5, or one such file.")
+    ],
+    name: Annotated[str, typer.Option(help="The encoder's name in the store, e.g. i3d.")],
+    kind: Annotated[
+        FeatureKind, typer.Option(help="video for tokens, image for one vector a clip.")
+    ] = FeatureKind.video,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL manifest, or a folder per class.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset's name (with --root).")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    option: Options = None,
+    classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
+    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
+    policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="auto, or the stored axes: D width, T time, N tokens kept, V H W averaged."
+        ),
+    ] = "auto",
+    tokens: Annotated[
+        int | None, typer.Option(help="Average each clip's features to so many pieces.", min=1)
+    ] = None,
+    global_token: Annotated[
+        GlobalToken, typer.Option("--global", help="Token 0: the mean of all, or none.")
+    ] = GlobalToken.mean,
+    seconds_per_feature: Annotated[
+        float | None, typer.Option(help="Step in time; needed where clips are parts of videos.")
+    ] = None,
+    feature_fps: Annotated[
+        float | None, typer.Option(help="The same as features per second.")
+    ] = None,
+    feature_offset: Annotated[
+        float | None, typer.Option(help="Centre of the first feature, seconds; half a step.")
+    ] = None,
+    key_template: Annotated[
+        str | None,
+        typer.Option(help="Names of features, from {id}, {stem}, {parent}, {start}, {end}."),
+    ] = None,
+    array: Annotated[
+        str | None, typer.Option(help="Which array, where a file has several for a video.")
+    ] = None,
+    store_dtype: Annotated[
+        StoreType, typer.Option(help="Number type in the store.")
+    ] = StoreType.float16,
+    shard: Annotated[int, typer.Option(help="Clips per shard.", min=1)] = 64,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put features computed elsewhere into a store, as an encoder beside msq's own. Resumes."""
+    from msq.extract.datasets.options import parse_options
+    from msq.extract.request import ExtractRequest
+    from msq.report import stage_one, store_import
+
+    request = ExtractRequest(
+        manifest=manifest,
+        dataset=dataset,
+        root=root,
+        options=parse_options(option or ()),
+        classes=classes,
+        task=task.value,
+        policy=policy.value,
+        limit=limit,
+    )
+    settings: dict[str, Any] = {
+        "name": name,
+        "kind": kind.value,
+        "layout": layout,
+        "tokens": tokens,
+        "global_token": global_token.value,
+        "seconds_per_feature": store_import.step(seconds_per_feature, feature_fps),
+        "feature_offset": feature_offset,
+        "key_template": key_template,
+        "array": array,
+        "store_dtype": store_dtype.value,
+        "shard": shard,
+    }
+    result = store_import.run(store, features, request, settings, quiet=quiet)
+    store_import.show(result, json=json)
+    raise typer.Exit(stage_one.exit_code(result))
 
 
 @encoders_app.command("list", epilog="Example: msq encoders list")

@@ -133,6 +133,10 @@ class TrainConfig:
         patience: epochs without a better validation score after which training stops; 0 never.
         ema: decay of the averaged weights, which are then the ones validated, kept and tested;
             0 uses the raw weights.
+        path: `packed` (large fused operations), `plain` (the readable head), or `auto`: packed.
+            Both compute the same, with the same dropout.
+        precision: of the training steps: `fp32`, `bf16` (with float32 parameters, optimiser, norms
+            and loss), or `auto`: bf16 on a GPU, fp32 elsewhere. Scoring is float32.
     """
 
     protocol: Protocol = "paper"
@@ -146,6 +150,8 @@ class TrainConfig:
     select_by: Literal["map", "official"] = "map"
     patience: int = 0
     ema: float = 0.99
+    path: Literal["auto", "plain", "packed"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that no loop can have."""
@@ -167,6 +173,13 @@ class FeatureConfig:
         text: name of the text encoder; None where the store has one only.
         prompt: name of the prompt; None where the store has one only.
         view: 0 is the clean view.
+        partition: which of the store's official splits, such as `split1`; None takes the first,
+            where it has several. `all` (of `train-head` alone) is one run for each.
+        train_views: what training clips are shown in: `clean`, the `augmented` views of the
+            store, or `all` of both, one drawn for each clip at each step. Validation and test
+            clips are always clean.
+        feed: `resident` keeps the tokens in memory, `stream` leaves them on disk and reads each
+            batch ahead of its step, `auto` streams what would take more than half of the memory.
     """
 
     video: str | None = None
@@ -174,10 +187,18 @@ class FeatureConfig:
     text: str | None = None
     prompt: str | None = None
     view: int = 0
+    partition: str | None = None
+    train_views: Literal["clean", "augmented", "all"] = "clean"
+    feed: Literal["auto", "resident", "stream"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse a view that no store can have."""
         _at_least("features.view", self.view, 0)
+        if self.view and self.train_views != "clean":
+            raise UsageError(
+                f"features.train_views={self.train_views}: validation and test clips are clean; "
+                f"expected features.view=0, found {self.view}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,33 @@ AMOUNTS: dict[Protocol, dict[str, Any]] = {
         "train.epoch_clips": 2500,
         "train.batch": 32,
         "train.loss": "auto",
+        "train.precision": "fp32",
+    },
+}
+
+# CLIP's own preprocessing, which the authors' code applies for both encoders.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# The same for stage one: settings of `msq extract`, and options of datasets ({frames} is T).
+EXTRACT_FIXED: dict[Protocol, dict[str, Any]] = {
+    "paper": {},
+    "official": {
+        "pooling": "band",
+        "clip_output": "pooler",
+        "sampling": "official",
+        "size": 224,
+        "short_side": 256,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+        "prompts": ("{}",),
+    },
+}
+EXTRACT_AMOUNTS: dict[Protocol, dict[str, Any]] = {"paper": {}, "official": {"frames": 10}}
+EXTRACT_OPTIONS: dict[Protocol, dict[str, dict[str, str]]] = {
+    "paper": {},
+    "official": {
+        "charades": {"frames": "labelled", "targets": "{frames}", "unlabelled": "skip"},
     },
 }
 

@@ -19,6 +19,8 @@ from torch import nn
 
 from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq
+from msq.extract.encoders.videomae import VideoMAE, VideoMAEConfig
+from msq.extract.encoders.videomae_weights import from_msq as videomae_from_msq
 
 TINY_TIMESFORMER = TimeSformerConfig(
     image_size=(32, 32), patch_size=8, frames=4, width=64, depth=2, heads=1, mlp_ratio=2.0
@@ -137,3 +139,44 @@ def write_bpe(path: Path, merges: list[tuple[str, str]]) -> int:
     with gzip.open(path, "wb") as file:
         file.write("\n".join(lines).encode())
     return 512 + len(merges) + 2
+
+
+TINY_VIDEOMAE = VideoMAEConfig(
+    image_size=(32, 32), patch_size=8, frames=4, width=48, depth=2, heads=4, mlp_width=96
+)
+
+
+def videomae_json(config: VideoMAEConfig) -> dict[str, Any]:
+    """The `config.json` that Hugging Face would write for a VideoMAE."""
+    return {
+        "model_type": "videomae",
+        "image_size": config.image_size[0],
+        "patch_size": config.patch_size,
+        "tubelet_size": config.tubelet,
+        "num_channels": 3,
+        "num_frames": config.frames,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "qkv_bias": config.bias,
+        "use_mean_pooling": not config.final_norm,
+    }
+
+
+def write_videomae_folder(
+    folder: Path, config: VideoMAEConfig = TINY_VIDEOMAE, seed: int = 0, std: float = 0.02
+) -> VideoMAE:
+    """Writes a fine-tuned VideoMAE as on the hub, `fc_norm` and classifier included."""
+    torch.manual_seed(seed)
+    model = VideoMAE(config).eval()
+    randomise(model, seed, std)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = videomae_from_msq(model.state_dict())
+    for name in ("fc_norm.weight", "fc_norm.bias", "classifier.bias"):
+        state[name] = torch.zeros(config.width)
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(videomae_json(config)))
+    return model

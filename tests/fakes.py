@@ -74,6 +74,9 @@ class FakeText:
     def unknown_words(self, text: str) -> list[str]:
         return [word for word in text.split() if word == "zorilla"]
 
+    def too_long(self, texts: list[str], prompt: str = "{}") -> list[str]:
+        return []
+
 
 def image_spec(**changes: object) -> EncoderSpec:
     fields = {"slug": "fake-image", "kind": "image", "pooling": "mean", "tokens": 0} | changes

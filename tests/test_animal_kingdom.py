@@ -369,6 +369,21 @@ def test_the_real_segments_are_17_29_and_94_classes(real, data):
     }
     tested = {k for c in data.clips if c.split == "test" for k in c.labels}
     assert [len(tested & set(labels)) for labels in segments.values()] == [17, 29, 81]
+    assert data.groups == segments
+
+
+def test_class_names_of_ones_own_have_no_groups_and_those_of_the_workbook_must_fit(tmp_path):
+    root = write_metadata(tmp_path)
+    assert read_animal_kingdom(root).groups == {}
+    write_actions(root)
+    found = read_animal_kingdom(root).groups
+    assert found == {"head": (1, 2), "middle": (3,), "tail": (0, 4, 5)}
+    own = tmp_path / "own.txt"
+    own.write_text("\n".join(f"an animal {name.lower()}" for name in NAMES))
+    assert read_animal_kingdom(root, classes=own).groups == {}
+    write_actions(root, names=("Flying", *NAMES[1:]))
+    with pytest.raises(DatasetError, match="the action 'Flying' is not among the 6 classes"):
+        read_animal_kingdom(root)
 
 
 def test_the_real_annotation_has_the_oddities_that_are_known(real):

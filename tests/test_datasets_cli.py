@@ -87,7 +87,7 @@ def test_list_names_every_dataset_and_its_options(capsys):
     found = {d["dataset"]: d for d in json.loads(capsys.readouterr().out)}
     assert set(found) == set(MODULES)
     assert found["charades"]["options"].keys() == {
-        "annotation", "media", "unlabelled", "policy", "fps"
+        "annotation", "media", "unlabelled", "policy", "fps", "frames", "targets"
     }  # fmt: skip
     assert run("datasets", "list") == 0
     out = capsys.readouterr().out
@@ -207,11 +207,17 @@ def test_flags_of_extract_reach_the_datasets_that_have_such_an_option(charades, 
         ExtractRequest(manifest=tmp_path, root=tmp_path).read_dataset()
     with pytest.raises(UsageError, match=r"needs --root DIR with Charades_v1_train"):
         ExtractRequest(dataset="charades").read_dataset()
-    skipping = {"unlabelled": "skip"}
-    with pytest.raises(DatasetError, match=r"BBBBB: no actions.*\(--policy error; 1 such items\)"):
-        ExtractRequest(
-            dataset="charades", root=charades, options=skipping, policy="error"
-        ).read_dataset()
+    skipping = ExtractRequest(
+        dataset="charades", root=charades, options={"unlabelled": "skip"}, policy="error"
+    ).read_dataset()  # what was asked for is no error
+    assert skipping.left_out == (("BBBBB", "no actions, and --option unlabelled=skip"),)
+    assert skipping.unusable == ()
+    jumps = tmp_path / "classes" / "jumping"
+    jumps.mkdir(parents=True)
+    for name in ("a.mp4", "notes.txt"):
+        (jumps / name).touch()
+    with pytest.raises(DatasetError, match=r"notes.txt: .*\(--policy error; 1 such items\)"):
+        ExtractRequest(dataset="folder", root=jumps.parent, policy="error").read_dataset()
     classes = tmp_path / "order.txt"
     classes.write_text("b\na\n")
     manifest = tmp_path / "m.csv"

@@ -234,8 +234,11 @@ def band(clips: int = 24, task: str = "multilabel", **changes: Any) -> Features:
     labels = (torch.rand(clips, 4, generator=g) < 0.4).to(torch.uint8)
     if task == "singlelabel":
         labels = torch.eye(4, dtype=torch.uint8)[torch.randint(0, 4, (clips,), generator=g)]
-    video = {"slug": "t", "pooling": "band", "sampling": "official"}
-    image = {"slug": "c", "output": "pooler", "sampling": "official"}
+    inputs = {"sampling": "official", "size": 224, "short_side": 256,
+              "mean": [0.48145466, 0.4578275, 0.40821073],
+              "std": [0.26862954, 0.26130258, 0.27577711]}  # fmt: skip
+    video = {"slug": "t", "pooling": "band", **inputs}
+    image = {"slug": "c", "output": "pooler", **inputs}
     return Features(**{
         "name": "toy", "task": task, "classes": tuple("abcd"),
         "ids": tuple(str(i) for i in range(clips)),
@@ -418,17 +421,24 @@ def test_loaded_weights_make_the_round_trip_through_a_head_file(tmp_path: Path) 
         ("video", {"sampling": "uniform"}, "video sampling: expected official, found uniform"),
         ("image", {"output": "projected"}, "image output: expected pooler, found projected"),
         ("text", {"output": ""}, "text output: expected pooler, found nothing"),
+        ("video", {"short_side": 0}, "video short side: expected 256, found nothing"),
+        ("image", {"size": 112}, "image size: expected 224, found 112"),
+        (
+            "video",
+            {"std": [0.5] * 3},
+            "video std: expected 0.26862954,0.26130258,0.27577711, found 0.5,0.5,0.5",
+        ),
     ],
 )
 def test_features_of_another_making_are_refused_with_the_command_that_makes_them(
-    tmp_path: Path, kind: str, change: dict[str, str], message: str
+    tmp_path: Path, kind: str, change: dict[str, Any], message: str
 ) -> None:
     features = band()
     specs = {**features.specs, kind: {**features.specs[kind], **change}}
     with pytest.raises(SpecMismatch) as error:
         train_head(band(specs=specs), short(), tmp_path / "run")
     assert message in str(error.value)
-    assert "msq extract --pooling band --clip-output pooler --sampling official" in str(error.value)
+    assert "msq extract --protocol official" in str(error.value)
     assert not (tmp_path / "run").exists()
     with pytest.raises(SpecMismatch, match=r"prompt: expected \{\} \(the bare class name\)"):
         train_head(band(prompt="a video of {}"), short())

@@ -104,7 +104,8 @@ def test_each_clip_is_opened_and_decoded_once_for_all_encoders(
         return av_open(place, **options)
 
     def noted(path: Path, requests: Any, **options: Any) -> Any:
-        asked.append(list(requests))
+        asked.append([(r.frames, r.sampling) for r in requests])
+        assert all(r == (r.frames, r.sampling, 0, 1, ()) for r in requests)  # whole, no jitter
         return decode_samples(path, requests, **options)
 
     av_open = av.open

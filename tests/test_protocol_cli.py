@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from msq.head.checkpoint import load_model
 
 _fixtures = runpy.run_path(str(Path(__file__).with_name("encoder_fixtures.py")))
 EXTRACT = ("--frames", 4, "--workers", 0, "--device", "cpu", "-q")
-OFFICIAL = ("--pooling", "band", "--clip-output", "pooler", "--sampling", "official")
+OFFICIAL = ("--protocol", "official")
 SMALL_HEAD = ("head.layers=1", "head.heads=4", "head.ffn=64", "--epochs", 1, "--device", "cpu")
 SHORT = ("--epochs", 1, "train.epoch_clips=6", "train.batch=3", "--device", "cpu", "--json", "-q")
 
@@ -35,16 +36,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     world = folder / "world"
     assert run("world", world, "--train", 16, "--test", 12, "--seed", 5, "-q") == 0
     clip = folder / "clip"  # the embedded CLIP is no ViT, and has no poolers
-    _fixtures["write_clip_folder"](clip, _fixtures["TINY_CLIP"])
+    tower = {**_fixtures["TINY_CLIP"]["vision_cfg"], "image_size": 224, "patch_size": 56}
+    _fixtures["write_clip_folder"](clip, {**_fixtures["TINY_CLIP"], "vision_cfg": tower})
+    video = folder / "video"  # of the size that the protocol fixes, with few patches
+    config = replace(_fixtures["TINY_TIMESFORMER"], image_size=(224, 224), patch_size=56)
+    _fixtures["write_timesformer_folder"](video, _fixtures["random_timesformer"](config))
+    encoders = ("--video-encoder", f"local-dir:{video}", "--image-encoder", f"local-dir:{clip}")
     stores = {"paper": folder / "paper.zarr", "official": folder / "official.zarr"}
     for name, store in stores.items():
-        given = (*OFFICIAL, "--image-encoder", f"local-dir:{clip}") if name == "official" else ()
+        given = (*OFFICIAL, *encoders) if name == "official" else ()
         code = run(
             "extract", "--manifest", world / "manifest.csv", "--out", store, *EXTRACT, *given
         )
         assert code == 0
     classes = list(open_store(stores["paper"]).classes)
-    return SimpleNamespace(folder=folder, clip=clip, classes=classes, **stores)
+    return SimpleNamespace(folder=folder, clip=clip, video=video, classes=classes, **stores)
 
 
 def test_the_official_protocol_runs_from_videos_to_numbers(
@@ -63,6 +69,7 @@ def test_the_official_protocol_runs_from_videos_to_numbers(
     assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(result["metrics"])
     video = min((made.folder / "world" / "videos").iterdir())
     moved = ("--image-encoder", f"local-dir:{made.clip}")
+    moved += ("--video-encoder", f"local-dir:{made.video}")
     assert run("predict", video, "--run", out, *moved, "--device", "cpu", "--json") == 0
     (item,) = json.loads(capsys.readouterr().out)
     assert len(item["predictions"]) == len(made.classes)
@@ -75,7 +82,8 @@ def test_other_features_and_other_switches_are_refused_with_what_to_do(
     assert run("train-head", made.paper, *out, "--protocol", "official", *SHORT) == 1
     error = capsys.readouterr().err
     assert "video pooling: expected band, found frame" in error
-    assert "msq extract --pooling band --clip-output pooler --sampling official" in error
+    assert "video short side: expected 256, found nothing" in error
+    assert "extract them with `msq extract --protocol official" in " ".join(error.split())
     assert run("train-head", made.official, *out, *SHORT[:2], "-q") == 1
     assert "train with --protocol official" in capsys.readouterr().err
     code = run("train-head", made.official, *out, "--protocol", "official", "--classifier", "text")

@@ -132,3 +132,89 @@ def test_many_files_are_open_only_for_a_while(tmp_path: Path) -> None:
         assert (out[:ROWS] == out[ROWS : 2 * ROWS]).all()
         assert len(reader._files) == ROWS
     assert not reader._files
+
+
+def labelled_store(path: Path) -> None:
+    """40 clips of 4 classes with tokens that tell them apart, in shards of 8."""
+    data_clips = tuple(
+        Clip(f"c{r}", Path(f"{r}.mp4"), None, None, (r % 4,), "train" if r < 28 else "test")
+        for r in range(40)
+    )
+    data = Dataset("toy", ("a", "b", "c", "d"), "multilabel", data_clips, "map")
+    values = torch.randn(40, 5, 6, generator=torch.Generator().manual_seed(1))
+    values[:, :, 0] += torch.arange(40)[:, None] % 4
+    spec = replace(fakes.SPEC, pooling="patch")
+    writer = StoreWriter(path, data, shard=8)
+    writer.add_encoder(spec)
+    for shard in range(writer.shards):
+        rows = writer.rows(shard)
+        times = np.zeros((len(rows), spec.frames), dtype=np.float32)
+        part = values[rows.start : rows.stop].half().numpy()
+        writer.commit(shard, {spec.slug: ShardRows(part, times, np.ones(len(rows), np.uint8))}, [])
+
+
+def small_run(feed: str):
+    from msq.config import from_dict
+
+    head = {"queries": "vanilla", "width": 16, "heads": 2, "layers": 1}
+    train = {"epochs": 2, "batch": 8, "val": 0.2}
+    return from_dict({"head": head, "train": train, "features": {"feed": feed}})
+
+
+def test_a_head_trained_from_disk_is_the_one_trained_from_memory(tmp_path: Path) -> None:
+    from msq.head.features import configured_features
+    from msq.head.train import train_head
+
+    labelled_store(tmp_path / "a.zarr")
+    store = open_store(tmp_path / "a.zarr")
+    results = {}
+    for feed in ("resident", "stream"):
+        config = small_run(feed)
+        features = configured_features(store, config.features)
+        assert isinstance(features.tokens, StreamedTokens) == (feed == "stream")
+        assert features.tokens.shape == (40, 5, 6)
+        results[feed] = train_head(features, config, tmp_path / feed)
+    for a, b in zip(*(r.model.state_dict().values() for r in results.values()), strict=True):
+        assert torch.equal(a, b)
+    assert results["stream"].result["metrics"] == results["resident"].result["metrics"]
+    # A run that was stopped in the middle of an epoch goes on to the same bytes.
+    features = configured_features(store, small_run("stream").features)
+    for stop in (2, None):
+        train_head(features, small_run("stream"), tmp_path / "halves", stop_after=stop)
+    names = ("stream", "halves")
+    whole, halves = ((tmp_path / n / "head.safetensors").read_bytes() for n in names)
+    assert whole == halves
+
+
+def test_what_does_not_fit_is_left_on_disk(tmp_path: Path, monkeypatch) -> None:
+    from msq.head import memory
+    from msq.head.features import load_features
+
+    labelled_store(tmp_path / "a.zarr")
+    store = open_store(tmp_path / "a.zarr")
+    size = 40 * 5 * 6 * 4
+    assert memory.available_bytes("cpu") > 2**20
+    assert isinstance(load_features(store).tokens, torch.Tensor)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2 * size)
+    assert isinstance(load_features(store).tokens, torch.Tensor)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2 * size - 1)
+    left = load_features(store)
+    assert isinstance(left.tokens, StreamedTokens)
+    assert left.tokens.dtype == torch.float32
+    assert torch.equal(left.tokens[torch.tensor([5, 1])], store.tokens([5, 1]).float())
+    part = left.select(rows=torch.tensor([7, 8]), columns=[0, 2])
+    assert torch.equal(part.tokens[torch.tensor([1])], store.tokens([8]).float())
+    assert isinstance(load_features(store, feed="resident").tokens, torch.Tensor)
+
+
+def test_baselines_and_leaks_read_streamed_tokens_in_parts(tmp_path: Path) -> None:
+    from msq.head.baselines import averaged
+    from msq.head.class_splits import clip_labels
+    from msq.head.features import load_features
+
+    labelled_store(tmp_path / "a.zarr")
+    store = open_store(tmp_path / "a.zarr")
+    there, left = (load_features(store, feed=feed) for feed in ("resident", "stream"))
+    assert torch.equal(averaged(there), averaged(left))
+    single = [replace(x, task="singlelabel") for x in (there, left)]
+    assert torch.equal(clip_labels(single[0]), clip_labels(single[1]))

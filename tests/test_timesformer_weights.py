@@ -403,5 +403,5 @@ def test_unknown_names_and_options_are_refused_with_the_choices(arguments, messa
 def test_the_list_of_encoders_says_what_each_needs_and_its_licence():
     rows = {row["name"]: row for row in list_encoders()}
     assert {"timesformer", "timesformer-embedded", "clip-embedded"} <= set(rows)
-    assert all(set(row) == {"name", "kind", "needs", "licence"} for row in rows.values())
+    assert all({"name", "kind", "needs", "licence"} <= set(row) for row in rows.values())
     assert "NC" in rows["timesformer"]["licence"]

@@ -30,8 +30,11 @@ import torch
 from numpy.typing import NDArray
 
 from msq.errors import MsqError, VideoError
+from msq.extract.augment import augment, draw, draw_places
+from msq.extract.sampling import FrameChoice
 from msq.extract.transforms import resize_crop
 from msq.extract.video import decode_samples
+from msq.extract.views import CLEAN, View
 
 if TYPE_CHECKING:  # the encoders' libraries take seconds to import, and workers need none of them
     from msq.extract.encoders.spec import EncoderSpec
@@ -42,17 +45,42 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Picture:
-    """What one encoder wants of a clip: T frames, chosen by `sampling`, square of `size`."""
+    """What one encoder wants of a clip: T frames, chosen by `sampling`, square of `size`.
+
+    `short_side` is that of the frames before the crop, 0 for `size`; `view` is which look at the
+    clip it is. What an augmented view shows depends on the clip's id, too.
+    """
 
     frames: int
     sampling: str
     size: int
     resize: str
+    short_side: int = 0
+    view: View = CLEAN
 
     @classmethod
-    def of(cls, spec: EncoderSpec) -> Picture:
-        """The wish of one encoder."""
-        return cls(spec.frames, spec.sampling, spec.size, spec.resize)
+    def of(cls, spec: EncoderSpec, view: View = CLEAN) -> Picture:
+        """The wish of one encoder for one view."""
+        return cls(spec.frames, spec.sampling, spec.size, spec.resize, spec.short_side, view)
+
+    def choice(self, clip: str) -> FrameChoice:
+        """Which frames it takes of the clip with this id."""
+        view = self.view
+        places = draw_places(view.seed, clip, self.frames) if view.kind == "augmented" else ()
+        return FrameChoice(self.frames, self.sampling, view.clip, view.clips, places)
+
+    def pixels(self, frames: NDArray[np.uint8], clip: str) -> NDArray[np.uint8]:
+        """Uint8 `[T, 3, size, size]` of the chosen frames `[T, H, W, 3]`."""
+        if self.view.kind == "augmented":
+            return augment(frames, draw(self.view.seed, clip), self.size, self.resize).numpy()
+        return resize_crop(
+            frames,
+            self.size,
+            self.resize,
+            short_side=self.short_side,
+            crop=self.view.crop,
+            crops=self.view.crops,
+        ).numpy()
 
     @property
     def bytes(self) -> int:
@@ -62,7 +90,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """One clip to decode: its row and what is wanted of it; `fps` is that of a frame folder."""
+    """One clip to decode: its row and what is wanted of it; `fps` is that of a frame folder.
+
+    `id` is the clip's, which augmented views are drawn from; `keep` are open intervals in seconds:
+    where there are any, only their frames may be shown.
+    """
 
     row: int
     path: Path
@@ -70,6 +102,8 @@ class DecodeTask:
     end: float | None
     pictures: tuple[Picture, ...]
     fps: float | None = None
+    id: str = ""
+    keep: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass
@@ -103,17 +137,20 @@ def decode(task: DecodeTask) -> Decoded:
     """Decode and resize one clip; a video that cannot be decoded is a result, not an error."""
     started = time.perf_counter()
     result = Decoded(task.row)
-    wanted = tuple(dict.fromkeys((p.frames, p.sampling) for p in task.pictures))
+    choices = [picture.choice(task.id) for picture in task.pictures]
+    wanted = tuple(dict.fromkeys(choices))
     try:
-        samples = decode_samples(task.path, wanted, start=task.start, end=task.end, fps=task.fps)
+        samples = decode_samples(
+            task.path, wanted, start=task.start, end=task.end, fps=task.fps, keep=task.keep
+        )
         clips = dict(zip(wanted, samples, strict=True))
-        for picture in task.pictures:
-            clip = clips[picture.frames, picture.sampling]
-            result.frames.append(resize_crop(clip.frames, picture.size, picture.resize).numpy())
+        for picture, choice in zip(task.pictures, choices, strict=True):
+            clip = clips[choice]
+            result.frames.append(picture.pixels(clip.frames, task.id))
             result.times.append(clip.times)
             degraded = clip.degraded
             result.degraded.append(degraded and without_paths(degraded, task.path))
-        result.decoded = sum(frames for frames, _ in wanted)
+        result.decoded = sum(choice.frames for choice in wanted)
     except (VideoError, OSError, MemoryError) as error:
         result.frames, result.times, result.degraded = [], [], []
         result.reason = without_paths(str(getattr(error, "reason", "") or error), task.path)

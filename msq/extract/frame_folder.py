@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -26,14 +27,15 @@ def frame_files(folder: Path) -> list[Path]:
         UndecodableVideo: the folder cannot be listed or holds no picture.
     """
     try:
-        files = [
-            f
-            for f in folder.iterdir()
-            if f.suffix.lower() in _SUFFIXES
-            and not f.name.startswith(".")
-            and not _FLOW.match(f.name)
-            and f.is_file()
-        ]
+        with os.scandir(folder) as entries:
+            files = [
+                Path(entry.path)
+                for entry in entries
+                if os.path.splitext(entry.name)[1].lower() in _SUFFIXES
+                and not entry.name.startswith(".")
+                and not _FLOW.match(entry.name)
+                and entry.is_file()
+            ]
     except OSError as error:
         raise UndecodableVideo(
             folder, f"expected a folder of frames, found: {error.strerror}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from msq.errors import StoreError, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.atomic import TEMPORARY_SUFFIX
 from msq.extract.encoders import TextEncoder
+from msq.extract.encoders.prompts import Prompt, described, parse_prompts
 from msq.extract.encoders.spec import EncoderSpec
-from msq.extract.request import ExtractRequest, prompt_slug, slug
+from msq.extract.request import ExtractRequest, slug
 from msq.extract.shard import CRC_BYTES
 from msq.extract.store_writer import StoreWriter
+from msq.extract.views import View
 
 _FAILED = schema.UNDECODABLE
 _INDEX_ENTRY = 16  # per row of a shard: offset and length, uint64 each
@@ -31,8 +33,11 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
 
     Returns:
         JSON-able: `store, exists, dataset, task, clips, splits{NAME: clips}, classes, missing`
-        (clips without a file), `skipped, skipped_items[{item, reason}]`,
-        `encoders{NAME: {kind, spec, stored, bytes, shards{total, done, pending}}}`,
+        (clips without a file), `skipped, skipped_items[{item, reason}]`, `left_out,
+        left_out_items` (likewise, by the dataset's own rules),
+        `encoders{NAME: {kind, spec, stored, bytes, views, frames{total, pending},
+        shards{total, done, pending}}}` (`views` the names of those asked for; frames to be
+        encoded; shards count once for each view, and views of earlier runs count as done),
         `text{NAME: {spec, prompts{NAME: template}, unknown_words{CLASS: words}}}`,
         `bytes{features, times, status, other, total, pending}` (files of the finished store;
         `other` is metadata, clips, labels and text; failed clips take none of theirs; `pending`
@@ -43,7 +48,7 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     Raises:
         MsqError: as `ExtractRequest.run` before its first clip.
     """
-    data = request.read_dataset()
+    data, views = request.read_dataset(), request.asked_views()
     video, image, text = request.load_encoders()
     specs = {e.spec.slug: e.spec for e in (video, image) if e is not None}
     if video is not None and image is not None and len(specs) == 1:
@@ -51,13 +56,13 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     out = request.out or Path(f"{slug(data.name)}.zarr")
     look = _Look(out, data, store_dtype=request.store_dtype, shard=request.shard)
     for spec in specs.values():
-        look.add_encoder(spec)
-    prompts = {prompt_slug(template): template for template in request.prompts}
+        look.add_encoder(spec, views)
+    prompts = parse_prompts(request.prompts)
     texts = {} if text is None else {text.spec.slug: _text(look, text, prompts)}
-    done = {name: _done(look, name) for name in specs}
+    todo = {name: _todo(look, name, views) for name in specs}
     sizes = {name: _Sizes(look, spec) for name, spec in specs.items()}
-    finished = set.intersection(*done.values())
-    pending = sum(sizes[name].of(set(range(look.shards)) - done[name]) for name in specs)
+    unfinished = {shard for shards in todo.values() for shard, _ in shards}
+    pending = sum(sizes[name].of([shard for shard, _ in todo[name]]) for name in specs)
     pending += look.absent_bytes
     free = _free_bytes(out)
     total = {part: sum(s.whole[part] for s in sizes.values()) for part in _Sizes.PARTS}
@@ -70,15 +75,22 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
         "splits": _counts([clip.split for clip in data.clips]),
         "classes": len(data.classes),
         "missing": sum(not clip.path.exists() for clip in data.clips),
-        "skipped": len(data.skipped),
-        "skipped_items": [{"item": item, "reason": reason} for item, reason in data.skipped],
+        "skipped": len(data.unusable),
+        "skipped_items": [{"item": item, "reason": reason} for item, reason in data.unusable],
+        "left_out": len(data.left_out),
+        "left_out_items": [{"item": item, "reason": reason} for item, reason in data.left_out],
         "encoders": {
             name: {
                 "kind": spec.kind,
                 "spec": spec.line(data.name),
                 "stored": request.store_dtype,
                 "bytes": sum(sizes[name].whole.values()),
-                "shards": _shards(look.shards, len(done[name])),
+                "views": [str(view) for view in views],
+                "frames": _frames(look, spec, todo[name]),
+                "shards": _shards(
+                    look.shards * len(look.views[name]),
+                    look.shards * len(look.views[name]) - len(todo[name]),
+                ),
             }
             for name, spec in specs.items()
         },
@@ -89,7 +101,7 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
             "total": sum(total.values()) + look.other_bytes,
             "pending": pending,
         },
-        "shards": _shards(look.shards, len(finished)),
+        "shards": _shards(look.shards, look.shards - len(unfinished)),
         "failed": _failed(look),
         "free_bytes": free,
         "enough": free >= pending,
@@ -101,6 +113,7 @@ class _Look(StoreWriter):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._keys: dict[str, int] = {}  # all but features, times and status, and their bytes
+        self._replaced: dict[str, int] = {}  # metadata that grows
         super().__init__(*arguments, **options)
 
     @property
@@ -110,8 +123,9 @@ class _Look(StoreWriter):
 
     @property
     def absent_bytes(self) -> int:
-        """Of these, what is not in the store yet."""
-        return sum(count for key, count in self._keys.items() if not (self.path / key).exists())
+        """Of these, what is not in the store yet, or is written anew when views are added."""
+        absent = {key: n for key, n in self._keys.items() if not (self.path / key).exists()}
+        return sum((absent | self._replaced).values())
 
     def _prepare_directory(self) -> None:
         # A writer would clear away here what killed writers left.
@@ -129,6 +143,9 @@ class _Look(StoreWriter):
         self._keys |= {key: len(value) for key, value in content.items()}
         return [key for key in content if (self.path / key).exists()]
 
+    def _replace(self, key: str, content: bytes) -> None:
+        self._replaced[key] = len(content)
+
 
 class _Sizes:
     """Bytes of one encoder's files, by part: what the shard writer makes of full rows."""
@@ -140,13 +157,13 @@ class _Sizes:
         self._arrays = dict(
             zip(self.PARTS, schema.feature_arrays(spec, look.store_dtype), strict=False)
         )
-        self.whole = self._parts(set(range(look.shards)))
+        self.whole = self._parts([*range(look.shards)] * len(look.views[spec.slug]))
 
-    def of(self, shards: set[int]) -> int:
-        """Bytes of these shards."""
+    def of(self, shards: list[int]) -> int:
+        """Bytes of these shards, of one view each."""
         return sum(self._parts(shards).values())
 
-    def _parts(self, shards: set[int]) -> dict[str, int]:
+    def _parts(self, shards: list[int]) -> dict[str, int]:
         rows = sum(len(self._look.rows(shard)) for shard in shards)
         parts = {}
         for part, array in self._arrays.items():
@@ -157,7 +174,7 @@ class _Sizes:
         return parts
 
 
-def _text(look: StoreWriter, text: TextEncoder, prompts: Mapping[str, str]) -> dict[str, Any]:
+def _text(look: StoreWriter, text: TextEncoder, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
     """What the store will say of the class names; their vectors are sized, not computed."""
     classes = look.dataset.classes
     unknown = {name: words for name in classes if (words := text.unknown_words(name))}
@@ -167,13 +184,30 @@ def _text(look: StoreWriter, text: TextEncoder, prompts: Mapping[str, str]) -> d
         look.add_text(text.spec, prompt, template, unknown, values)
     return {
         "spec": text.spec.line(look.dataset.name),
-        "prompts": dict(prompts),
+        "prompts": {name: described(prompt) for name, prompt in prompts.items()},
         "unknown_words": unknown,
     }
 
 
-def _done(look: StoreWriter, encoder: str) -> set[int]:
-    return {shard for shard in range(look.shards) if look.is_done(encoder, shard)}
+def _todo(look: StoreWriter, encoder: str, views: Sequence[View]) -> list[tuple[int, View]]:
+    """What this run would make: shards of one view each."""
+    return [
+        (shard, view)
+        for view in views
+        for shard in range(look.shards)
+        if not look.is_done(encoder, shard, view)
+    ]
+
+
+def _frames(
+    look: StoreWriter, spec: EncoderSpec, todo: Sequence[tuple[int, View]]
+) -> dict[str, int]:
+    """Frames that go through an encoder: of all views of all clips, and of what is to be made."""
+    views = len(look.views[spec.slug])
+    return {
+        "total": len(look.dataset.clips) * views * spec.frames,
+        "pending": sum(len(look.rows(shard)) for shard, _ in todo) * spec.frames,
+    }
 
 
 def _failed(look: StoreWriter) -> int:

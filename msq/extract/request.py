@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets import Dataset, read_folder, read_manifest
 from msq.extract.datasets.registry import find_adapter, read_dataset
+from msq.extract.datasets.survey import missing_media, require_media
+from msq.extract.making import dataset_options, preset, require_making
+from msq.extract.views import CLEAN, View, augmented_views, parse_clips_by_crops
+from msq.protocol import EXTRACT_FIXED, Protocol
 
 if TYPE_CHECKING:
     from msq.extract.encoders import ImageEncoder, TextEncoder, VideoEncoder
@@ -18,12 +22,20 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 NONE = "none"
+_BY_PROTOCOL: Any = None  # until `ExtractRequest` has put the protocol's own value in its place
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractRequest:
-    """What to extract, with what, to where. See `msq extract --help` for each field."""
+    """What to extract, with what, to where. See `msq extract --help` for each field.
 
+    A setting that is None is the protocol's own, where it has one.
+
+    Raises:
+        UsageError: settings that contradict the protocol; the message lists them all.
+    """
+
+    protocol: Protocol = "paper"
     manifest: Path | None = None
     dataset: str | None = None
     root: Path | None = None
@@ -36,12 +48,16 @@ class ExtractRequest:
     video_encoder: str = EMBEDDED
     image_encoder: str = EMBEDDED
     text_encoder: str | None = None
-    prompts: Sequence[str] = ("{}",)
+    text_pooling: Literal["pooler", "mean", "cls"] | None = None
+    prompts: Sequence[str] = _BY_PROTOCOL
     frames: int | None = None
     size: int | None = None
-    pooling: Literal["frame", "band", "patch"] = "frame"
-    clip_output: Literal["projected", "pooler"] = "projected"
-    sampling: Literal["uniform", "official"] = "uniform"
+    short_side: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    pooling: Literal["frame", "band", "patch"] = _BY_PROTOCOL
+    clip_output: Literal["projected", "pooler"] = _BY_PROTOCOL
+    sampling: Literal["uniform", "official"] = _BY_PROTOCOL
     resize: Literal["torch", "pil"] = "torch"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
@@ -51,6 +67,25 @@ class ExtractRequest:
     workers: int | None = None
     retry_failed: bool = False
     on_degraded: Literal["keep", "skip", "fail"] = "keep"
+    views: int = 0
+    test_views: str | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in what the protocol sets, and refuse what contradicts it."""
+        if self.protocol not in EXTRACT_FIXED:
+            known = ", ".join(EXTRACT_FIXED)
+            raise UsageError(f"--protocol {self.protocol}: expected one of {known}")
+        for name, value in preset(self.protocol).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        wanted = self._protocol_options()
+        given = {k: (v, self.options[k]) for k, v in wanted.items() if k in self.options}
+        found = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(self).items()}
+        require_making(self.protocol, found, given)
+
+    def _protocol_options(self) -> dict[str, str]:
+        name = None if self.dataset is None else find_adapter(self.dataset).name
+        return dataset_options(self.protocol, name, self.frames)
 
     def read_dataset(self) -> Dataset:
         """The dataset named by `manifest`, or by `dataset`, `root` and `options`.
@@ -77,7 +112,7 @@ class ExtractRequest:
     def _read_named(self, name: str) -> Dataset:
         """`--classes`, `--task` and `--policy` reach the datasets that have such an option."""
         adapter = find_adapter(name)
-        options = dict(self.options)
+        options = {**self._protocol_options(), **self.options}
         given = {
             "classes": None if self.classes is None else str(self.classes),
             "task": self.task if self.task != "multilabel" else None,
@@ -91,10 +126,10 @@ class ExtractRequest:
             raise UsageError(f"--classes: dataset {adapter.name} has its own class order")
         if given["task"] not in (None, data.task):
             raise UsageError(f"--task {self.task}: dataset {adapter.name} is {data.task}")
-        if self.policy == "error" and data.skipped:
-            item, reason = data.skipped[0]
+        if self.policy == "error" and data.unusable:
+            item, reason = data.unusable[0]
             raise DatasetError(
-                f"dataset {adapter.name}, {item}: {reason} (--policy error; {len(data.skipped)} "
+                f"dataset {adapter.name}, {item}: {reason} (--policy error; {len(data.unusable)} "
                 "such items)"
             )
         return data
@@ -102,15 +137,26 @@ class ExtractRequest:
     def load_encoders(
         self,
     ) -> tuple[VideoEncoder | None, ImageEncoder | None, TextEncoder | None]:
-        """The encoders named, on the device asked for."""
-        from msq.extract.encoders import load_clip, load_video_encoder
+        """The encoders named, on the device asked for.
 
+        Raises:
+            UsageError: none is named, or one that the protocol cannot use.
+            WeightsError: weights cannot be found, read or do not fit.
+        """
+        from msq.extract.encoders import load_clip, load_text_encoder, load_video_encoder
+
+        if self.clip_output == "pooler" and self.image_encoder == EMBEDDED:
+            raise UsageError(
+                "--clip-output pooler (part of --protocol official): expected a CLIP whose image "
+                "tower is a ViT, such as --image-encoder ViT-B-16/openai or local-dir:DIR; found "
+                "the embedded one, which has no poolers"
+            )
         device = resolve_device(self.device)
         video = image = text = None
         if self.video_encoder != NONE:
             video = load_video_encoder(
-                "timesformer",
-                weights=None if self.video_encoder == EMBEDDED else self.video_encoder,
+                "auto",
+                weights=self.video_encoder,
                 frames=self.frames,
                 size=self.size,
                 pooling=self.pooling,
@@ -118,6 +164,9 @@ class ExtractRequest:
                 device=device,
                 sampling=self.sampling,
                 resize=self.resize,
+                mean=self.mean,
+                std=self.std,
+                short_side=self.short_side or 0,
             )
         if self.image_encoder != NONE:
             name, weights = split_clip_name(self.image_encoder)
@@ -130,31 +179,63 @@ class ExtractRequest:
                 output=self.clip_output,
                 sampling=self.sampling,
                 resize=self.resize,
+                size=self.size if self.protocol == "official" else None,
+                mean=self.mean,
+                std=self.std,
+                short_side=self.short_side or 0,
             )
         if self.text_encoder == NONE:
             text = None
         elif self.text_encoder is not None:
             name, weights = split_clip_name(self.text_encoder)
-            _, text = load_clip(name, weights=weights, device=device, output=self.clip_output)
+            text = load_text_encoder(
+                name,
+                weights,
+                pooling=self.text_pooling,
+                clip_output=self.clip_output,
+                device=device,
+            )
+        if self.text_pooling not in (None, "" if text is None else text.spec.output):
+            found = "no text encoder" if text is None else f"{text.spec.slug}, a CLIP"
+            raise UsageError(
+                f"--text-pooling {self.text_pooling}: expected a text model of Hugging Face "
+                f"(--text-encoder bert-base-uncased), found {found} (--clip-output is for those)"
+            )
         if video is None and image is None:
             raise UsageError(
                 "nothing to extract: both --video-encoder and --image-encoder are none"
             )
         return video, image, text
 
+    def asked_views(self) -> tuple[View, ...]:
+        """The clean view, `views` augmented ones and those of `test_views`.
+
+        Raises:
+            UsageError: numbers that cannot be.
+        """
+        if self.views < 0:
+            raise UsageError(f"--views: expected 0 or more augmented views, found {self.views}")
+        test = () if self.test_views is None else parse_clips_by_crops(self.test_views)
+        return (CLEAN, *augmented_views(self.views), *test)
+
     def run(self, progress: Callable[[dict[str, Any]], None] | None = None) -> ExtractResult:
         """Read the dataset, load the encoders, fill the store. Resumes what is there."""
+        from msq.extract.encoders.prompts import parse_prompts
         from msq.extract.pipeline import extract
 
+        prompts, views = parse_prompts(self.prompts), self.asked_views()
         data = self.read_dataset()
+        out = self.out or Path(f"{slug(data.name)}.zarr")
+        if self.root is not None and not out.exists():
+            require_media(data, self.root)
         video, image, text = self.load_encoders()
-        return extract(
+        result = extract(
             data,
-            self.out or Path(f"{slug(data.name)}.zarr"),
+            out,
             video=video,
             image=image,
             text=text,
-            prompts={prompt_slug(p): p for p in self.prompts},
+            prompts=prompts,
             store_dtype=self.store_dtype,
             shard=self.shard,
             batch=self.batch,
@@ -162,7 +243,11 @@ class ExtractRequest:
             retry_failed=self.retry_failed,
             on_degraded=self.on_degraded,
             progress=progress,
+            views=views,
         )
+        lost = missing_media(data, self.root) if self.root is not None and result.failed else ""
+        notes = [f"{data.name}: {note}" for note in (*data.notes, *([lost] if lost else ()))]
+        return replace(result, warnings=[*notes, *result.warnings])
 
 
 def resolve_device(name: str) -> str:
@@ -191,15 +276,3 @@ def split_clip_name(name: str) -> tuple[str, str | None]:
 def slug(name: str) -> str:
     """A name in the characters a store or file may have: `[a-z0-9_-]+`."""
     return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "dataset"
-
-
-def prompt_slug(template: str) -> str:
-    """`{}` is `plain`; `a video of {}` is `a-video-of`.
-
-    Raises:
-        UsageError: the template has no `{}`.
-    """
-    if "{}" not in template:
-        raise UsageError(f"prompt {template!r}: expected a template with {{}} for the class name")
-    words = slug(template.replace("{}", " "))
-    return "plain" if template.strip() == "{}" else words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from msq.extract import store_schema as schema
 from msq.extract.datasets.dataset import Clip
 from msq.extract.decode_pool import Decoded, Picture
 from msq.extract.encoders import ImageEncoder, VideoEncoder
-from msq.extract.store_writer import Failure, ShardRows
+from msq.extract.store_records import Failure, ShardRows
 from msq.extract.transforms import normalise
+from msq.extract.views import CLEAN, View
 
 OnDegraded = Literal["keep", "skip", "fail"]
 FrameEncoder = VideoEncoder | ImageEncoder
+Part: TypeAlias = tuple[str, View]  # one encoder's features of one view
 _TORCH = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -47,8 +49,13 @@ def to_disk(features: torch.Tensor, store_dtype: str) -> NDArray[np.generic]:
     return cast.numpy()
 
 
+def pictures_of(parts: Sequence[Part], encoders: Mapping[str, FrameEncoder]) -> tuple[Picture, ...]:
+    """What is wanted of a clip for these parts, each picture once."""
+    return tuple(dict.fromkeys(Picture.of(encoders[slug].spec, view) for slug, view in parts))
+
+
 class ShardBuilder:
-    """Collects the rows of one shard for the encoders that need it.
+    """Collects the rows of one shard for the encoders and views that need it.
 
     Args:
         clips: the shard's clips.
@@ -57,6 +64,7 @@ class ShardBuilder:
         store_dtype: dtype of the features.
         on_degraded: what to do with a clip that decoded only in part: `keep` it (status 3),
             `skip` it (status 2, with its reason) or `fail` the run.
+        parts: which encoders and views; None for the clean view of all encoders.
     """
 
     def __init__(
@@ -66,20 +74,25 @@ class ShardBuilder:
         encoders: Mapping[str, FrameEncoder],
         store_dtype: schema.StoreDtype,
         on_degraded: OnDegraded,
+        parts: Sequence[Part] | None = None,
     ) -> None:
         self._clips = clips
         self._first = first
         self._encoders = encoders
         self._store_dtype = store_dtype
         self._on_degraded = on_degraded
-        self.pictures = tuple(dict.fromkeys(Picture.of(e.spec) for e in encoders.values()))
-        self._picture = {s: self.pictures.index(Picture.of(e.spec)) for s, e in encoders.items()}
-        self.rows: dict[str, ShardRows] = {}
+        self.parts = [(slug, CLEAN) for slug in encoders] if parts is None else list(parts)
+        self.pictures = pictures_of(self.parts, encoders)
+        self._picture = {
+            (slug, view): self.pictures.index(Picture.of(encoders[slug].spec, view))
+            for slug, view in self.parts
+        }
+        self.rows: dict[Part, ShardRows] = {}
         self.failures: list[Failure] = []
-        for slug, encoder in encoders.items():
-            features, times = schema.feature_arrays(encoder.spec, store_dtype)
+        for part in self.parts:
+            features, times = schema.feature_arrays(encoders[part[0]].spec, store_dtype)
             count = len(clips)
-            self.rows[slug] = ShardRows(
+            self.rows[part] = ShardRows(
                 np.zeros((count, *features.row), dtype=features.dtype),
                 np.full((count, *times.row), np.nan, dtype=np.float32),
                 np.zeros(count, dtype=np.uint8),
@@ -89,23 +102,23 @@ class ShardBuilder:
         """Encode one window of rows; returns seconds spent in each encoder.
 
         Windows are fixed places in the shard, so that a clip's batch, and with it the last bits
-        of its features, depends on the clips beside it alone.
+        of its features, depends on the clips beside it alone: a batch is of one view.
 
         Raises:
             VideoError: a clip is degraded and the run is to fail on that.
         """
-        seconds = {}
-        for slug, encoder in self._encoders.items():
-            usable = [clip for clip in window if self._is_usable(slug, clip)]
+        seconds = dict.fromkeys(self._encoders, 0.0)
+        for part in self.parts:
+            usable = [clip for clip in window if self._is_usable(part, clip)]
             started = time.perf_counter()
             if usable:
-                self._encode(slug, encoder, usable)
-            seconds[slug] = time.perf_counter() - started
+                self._encode(part, usable)
+            seconds[part[0]] += time.perf_counter() - started
         return seconds
 
-    def _is_usable(self, slug: str, clip: Decoded) -> bool:
+    def _is_usable(self, part: Part, clip: Decoded) -> bool:
         path = self._clips[clip.row - self._first].path
-        reason, degraded = clip.reason, self._degraded(slug, clip)
+        reason, degraded = clip.reason, self._degraded(part, clip)
         if degraded is not None and self._on_degraded == "fail":
             raise VideoError(
                 f"{path}: {degraded}; expected a clean file (--on-degraded keep goes on)"
@@ -113,19 +126,19 @@ class ShardBuilder:
         if degraded is not None and self._on_degraded == "skip":
             reason = degraded
         if reason is not None:
-            self._mark(slug, clip.row, schema.UNDECODABLE, reason, clip.message)
+            self._mark(part, clip.row, schema.UNDECODABLE, reason, clip.message)
         return reason is None
 
-    def _degraded(self, slug: str, clip: Decoded) -> str | None:
-        """What was wrong with the frames that this encoder gets."""
-        return clip.degraded[self._picture[slug]] if clip.reason is None else None
+    def _degraded(self, part: Part, clip: Decoded) -> str | None:
+        """What was wrong with the frames that this encoder gets for this view."""
+        return clip.degraded[self._picture[part]] if clip.reason is None else None
 
-    def _encode(self, slug: str, encoder: FrameEncoder, clips: Sequence[Decoded]) -> None:
-        which = self._picture[slug]
-        features = encode(encoder, [clip.frames[which] for clip in clips])
+    def _encode(self, part: Part, clips: Sequence[Decoded]) -> None:
+        which, slug = self._picture[part], part[0]
+        features = encode(self._encoders[slug], [clip.frames[which] for clip in clips])
         values = to_disk(features, self._store_dtype)
         finite = torch.isfinite(features.to(_TORCH[self._store_dtype])).flatten(1).all(dim=1)
-        rows = self.rows[slug]
+        rows = self.rows[part]
         for clip, value, ok, feature in zip(clips, values, finite.tolist(), features, strict=True):
             if not ok:
                 largest = float(feature.abs().max())
@@ -133,18 +146,18 @@ class ShardBuilder:
                     f"features of {slug} are not finite as {self._store_dtype} "
                     f"(largest magnitude {largest:.4g}); try --store-dtype float32"
                 )
-                self._mark(slug, clip.row, schema.UNDECODABLE, reason, "")
+                self._mark(part, clip.row, schema.UNDECODABLE, reason, "")
                 continue
             rows.features[clip.row - self._first] = value
             rows.times[clip.row - self._first] = clip.times[which]
-            degraded = self._degraded(slug, clip)
+            degraded = self._degraded(part, clip)
             if degraded is None:
                 rows.status[clip.row - self._first] = schema.OK
             else:
-                self._mark(slug, clip.row, schema.DEGRADED, degraded, clip.message)
+                self._mark(part, clip.row, schema.DEGRADED, degraded, clip.message)
 
-    def _mark(self, slug: str, row: int, status: int, reason: str, message: str) -> None:
+    def _mark(self, part: Part, row: int, status: int, reason: str, message: str) -> None:
         place = row - self._first
-        self.rows[slug].status[place] = status
-        clip = self._clips[place].id
-        self.failures.append(Failure(row, clip, status, reason, message, slug))
+        self.rows[part].status[place] = status
+        clip, (slug, view) = self._clips[place].id, part
+        self.failures.append(Failure(row, clip, status, reason, message, slug, str(view)))

@@ -7,6 +7,7 @@ made by `shard`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,10 @@ from zarr.storage import MemoryStore
 
 from msq.errors import UsageError
 from msq.extract.datasets.dataset import Dataset
+from msq.extract.encoders.prompts import AVERAGE, Prompt, joined, templates_of
 from msq.extract.encoders.spec import EncoderSpec, difference
+from msq.extract.store_views import attributes_of
+from msq.extract.views import CLEAN, View
 
 SCHEMA = 1
 MISSING, OK, UNDECODABLE, DEGRADED = 0, 1, 2, 3
@@ -102,7 +106,20 @@ def root_attributes(dataset: Dataset) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "clips": len(dataset.clips),
         "clip_list_hash": dataset.clip_list_hash(),
+        **_partition_attributes(dataset),
+        **({"groups": {k: list(v) for k, v in dataset.groups.items()}} if dataset.groups else {}),
+        **({"variant": dataset.variant} if dataset.variant else {}),
     }
+
+
+def _partition_attributes(dataset: Dataset) -> dict[str, Any]:
+    """The names of the partitions in order, and a hash of each; nothing where there are none."""
+    listed = []
+    for name, splits in dataset.partitions.items():
+        check_slug(name, "partition", ())
+        digest = hashlib.sha256("\n".join(splits).encode()).hexdigest()
+        listed.append({"name": name, "sha256": digest})
+    return {"partitions": listed} if listed else {}
 
 
 def label_matrix(dataset: Dataset) -> NDArray[np.uint8]:
@@ -111,6 +128,16 @@ def label_matrix(dataset: Dataset) -> NDArray[np.uint8]:
     for row, clip in enumerate(dataset.clips):
         labels[row, list(clip.labels)] = 1
     return labels
+
+
+def known_matrix(dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Which labels are known `[clips, classes]`; None where all are."""
+    if not any(clip.unknown for clip in dataset.clips):
+        return None
+    known = np.ones((len(dataset.clips), len(dataset.classes)), dtype=np.bool_)
+    for row, clip in enumerate(dataset.clips):
+        known[row, list(clip.unknown)] = False
+    return known
 
 
 class StoreKeys:
@@ -171,7 +198,8 @@ def _publishing_order(key: str) -> tuple[int, int, str]:
 def dataset_keys(
     dataset: Dataset, version: str, label_known: NDArray[np.bool_] | None = None
 ) -> dict[str, bytes]:
-    """The keys that depend on the dataset alone: root, clip, split, label."""
+    """The keys that depend on the dataset alone: root, clip, split, partition, label."""
+    label_known = known_matrix(dataset) if label_known is None else label_known
     keys = StoreKeys()
     keys.group("", {"msq": {**root_attributes(dataset), "version": version}})
     for name in ("tokens", "image", "time", "status", "text"):
@@ -182,6 +210,11 @@ def dataset_keys(
     splits = np.array([clip.split for clip in clips], dtype=object)
     keys.array("clip", (count,), "string", ("clip",), fill="", values=ids)
     keys.array("split", (count,), "string", ("clip",), fill="", values=splits)
+    if dataset.partitions:
+        keys.group("partition")
+    for name, partition in dataset.partitions.items():
+        values = np.array(partition, dtype=object)
+        keys.array(f"partition/{name}", (count,), "string", ("clip",), fill="", values=values)
     shape = (count, len(dataset.classes))
     keys.array("label", shape, "uint8", ("clip", "class"), values=label_matrix(dataset))
     if label_known is not None:
@@ -206,19 +239,32 @@ def encoder_attributes(
     }
 
 
+def encoder_arrays(spec: EncoderSpec) -> tuple[str, str, str]:
+    """Paths of the arrays of one video or image encoder, `status` last."""
+    return f"{FEATURE_GROUP[spec.kind]}/{spec.slug}", f"time/{spec.slug}", f"status/{spec.slug}"
+
+
 def encoder_keys(
-    spec: EncoderSpec, dataset_name: str, clips: int, store_dtype: StoreDtype, shard: int
+    spec: EncoderSpec,
+    dataset_name: str,
+    clips: int,
+    store_dtype: StoreDtype,
+    shard: int,
+    views: Sequence[View] = (CLEAN,),
 ) -> dict[str, bytes]:
     """Metadata of features, time and status of one video or image encoder."""
     keys = StoreKeys()
-    attributes = encoder_attributes(spec, dataset_name, store_dtype, shard)
+    attributes = {
+        **encoder_attributes(spec, dataset_name, store_dtype, shard),
+        **attributes_of(views),
+    }
     token, channel, frame = encoder_dimensions(spec.slug)
     features, times = feature_arrays(spec, store_dtype)
     named = {2: (token, channel), 1: (channel,)}[len(features.row)]
     for array, dimensions in ((features, named), (times, (frame,))):
         keys.array(
             array.name,
-            (clips, 1, *array.row),
+            (clips, len(views), *array.row),
             array.dtype,
             ("clip", "view", *dimensions),
             chunks=(1, 1, *array.row),
@@ -228,7 +274,7 @@ def encoder_keys(
         )
     keys.array(
         f"status/{spec.slug}",
-        (clips, 1),
+        (clips, len(views)),
         "uint8",
         ("clip", "view"),
         chunks=(shard, 1),
@@ -237,21 +283,32 @@ def encoder_keys(
     return _below(keys, slug=spec.slug)
 
 
-def text_attributes(spec: EncoderSpec, dataset_name: str, template: str) -> dict[str, Any]:
-    """What the class embeddings of one prompt carry, without the words it does not know."""
+def text_attributes(spec: EncoderSpec, dataset_name: str, template: Prompt) -> dict[str, Any]:
+    """What the class embeddings of one prompt carry, without the words it does not know.
+
+    A set of several templates is listed in `templates`, with the rule that makes one of them.
+    """
+    templates = templates_of(template)
+    several = {"templates": list(templates), "average": AVERAGE} if len(templates) > 1 else {}
     return {
         "spec": spec.line(dataset_name),
         "spec_hash": spec.fingerprint(dataset_name),
         "encoder": spec.to_dict(),
-        "template": template,
+        "template": joined(template),
+        **several,
     }
+
+
+def templates_in(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The templates that made an array of class embeddings, from its attributes."""
+    return tuple(attributes.get("templates") or (attributes["template"],))
 
 
 def text_keys(
     spec: EncoderSpec,
     dataset_name: str,
     prompt: str,
-    template: str,
+    template: Prompt,
     unknown_words: Mapping[str, Sequence[str]],
     values: NDArray[np.float32],
 ) -> dict[str, bytes]:
@@ -293,6 +350,17 @@ def root_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> li
             "clip list (ids, cuts, labels, splits in order): expected hash "
             f"{expected['clip_list_hash'][:16]}…, found {str(found.get('clip_list_hash'))[:16]}…"
         )
+    wanted, there = (
+        {p["name"]: p["sha256"] for p in root.get("partitions", ())} for root in (expected, found)
+    )
+    if list(wanted) != list(there):
+        names = (", ".join(x) or "none" for x in (wanted, there))
+        lines.append("partitions: expected {}, found {}".format(*names))
+    else:
+        lines += [f"partition {k}: other splits" for k in wanted if wanted[k] != there[k]]
+    # Stores were written before there were groups: they are no part of the identity then.
+    if "groups" in expected and "groups" in found and expected["groups"] != found["groups"]:
+        lines.append(f"groups: expected {expected['groups']}, found {found['groups']}")
     return lines
 
 
@@ -312,10 +380,25 @@ def encoder_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) ->
     """Lines that tell two encoders' attributes apart."""
     slug = expected["encoder"]["slug"]
     lines = difference(expected["encoder"], found.get("encoder", {}))
-    for name in ("store_dtype", "shard", "template"):
+    for name in ("store_dtype", "shard"):
         if name in expected and expected[name] != found.get(name):
             lines.append(f"{name}: expected {expected[name]!r}, found {found.get(name)!r}")
+    if "template" in expected:
+        lines += _template_difference(expected, found)
     return [f"{slug}: {line}" for line in lines]
+
+
+def _template_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Lines that tell two prompts apart; sets by their first difference."""
+    wanted, there = templates_in(expected), templates_in({"template": None, **found})
+    if len(wanted) == len(there) == 1:
+        same = wanted == there
+        return [] if same else [f"template: expected {wanted[0]!r}, found {there[0]!r}"]
+    lines = sequence_difference("templates", wanted, there)
+    rules = expected.get("average"), found.get("average")
+    if not lines and rules[0] != rules[1]:
+        lines.append(f"average: expected {rules[0]!r}, found {rules[1]!r}")
+    return lines
 
 
 def metadata(content: bytes) -> dict[str, Any]:

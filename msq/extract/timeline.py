@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,15 +20,23 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The part `start <= time < end` of a video; None is open."""
+    """The part `start <= time < end` of a video; None is open.
+
+    Attributes:
+        start: seconds.
+        end: seconds.
+        keep: open intervals in seconds; of the part, only frames inside one of them are left.
+            Empty leaves all.
+    """
 
     start: float | None
     end: float | None
+    keep: tuple[tuple[float, float], ...] = ()
 
     @property
     def whole(self) -> bool:
         """True where nothing is cut away."""
-        return self.start is None and self.end is None
+        return self.start is None and self.end is None and not self.keep
 
     def inside(self, times: Seconds, path: Path) -> npt.NDArray[np.int64]:
         """Indices of the frames in the cut, at least one, ascending.
@@ -49,7 +58,7 @@ class Cut:
             )
         low = -math.inf if self.start is None else self.start
         high = math.inf if self.end is None else self.end
-        chosen = np.flatnonzero((times >= low) & (times < high))
+        chosen = np.flatnonzero((times >= low) & (times < high) & kept(times, self.keep))
         if not len(chosen):
             raise UndecodableVideo(
                 path,
@@ -60,7 +69,26 @@ class Cut:
 
     def __str__(self) -> str:
         start = "the beginning" if self.start is None else f"{self.start:g} s"
-        return f"{start} to {'the end' if self.end is None else f'{self.end:g} s'}"
+        only = f", of which {len(self.keep)} intervals are kept" if self.keep else ""
+        return f"{start} to {'the end' if self.end is None else f'{self.end:g} s'}{only}"
+
+
+def kept(times: Seconds, keep: Sequence[tuple[float, float]]) -> npt.NDArray[np.bool_]:
+    """Which frames lie inside one of some open intervals; all of them where there are none.
+
+    Args:
+        times: float64 [n], seconds.
+        keep: (start, end) in seconds; one that ends before it starts holds no frame.
+
+    Returns:
+        bool [n].
+    """
+    if not keep:
+        return np.ones(len(times), dtype=np.bool_)
+    inside = np.zeros(len(times), dtype=np.bool_)
+    for start, end in keep:
+        inside |= (times > start) & (times < end)
+    return inside
 
 
 class Clock:

@@ -32,10 +32,10 @@ from msq.extract.packets import (
 )
 from msq.extract.pixels import Pictures, stack_pictures, to_rgb
 from msq.extract.plan import decode_planned
-from msq.extract.sampling import sample_indices
+from msq.extract.sampling import FrameChoice
 from msq.extract.timeline import Clock, Cut, Seconds, folder_times
 
-Request: TypeAlias = tuple[int, str]  # frames (T), sampling
+Request: TypeAlias = tuple[int, str] | FrameChoice  # (frames, sampling) is the whole clip
 _Choice = npt.NDArray[np.int64]
 
 # Decoded (not yet converted) frames that a full decode may hold while it cannot yet know how many
@@ -63,13 +63,13 @@ class _Wish:
     """What is wanted of one video: several samplings of one cut."""
 
     path: Path
-    requests: tuple[Request, ...]
+    requests: tuple[FrameChoice, ...]
     cut: Cut
 
     def choose(self, times: Seconds) -> list[_Choice]:
         """Per request the frames it takes, as indices into `times` (display order)."""
         inside = self.cut.inside(times, self.path)
-        return [inside[sample_indices(len(inside), *request)] for request in self.requests]
+        return [inside[request.indices(len(inside))] for request in self.requests]
 
 
 def decode_clip(
@@ -80,6 +80,7 @@ def decode_clip(
     end: float | None = None,
     sampling: str = "uniform",
     fps: float | None = None,
+    keep: Sequence[tuple[float, float]] = (),
 ) -> DecodedClip:
     """Sample `frames` frames of a video file or frame folder, whole or cut.
 
@@ -92,6 +93,8 @@ def decode_clip(
         end: end of the cut in seconds, exclusive.
         sampling: `uniform` or `official`, see `sample_indices`.
         fps: frames per second of a frame folder, which has no times otherwise; files ignore it.
+        keep: open intervals in seconds: frames outside all of them are taken away before any are
+            chosen. Empty keeps all.
 
     Returns:
         Frames [T, H, W, 3], bitwise those of a full decode; their times; damage found on the way.
@@ -101,7 +104,8 @@ def decode_clip(
             expected and found, without the path.
         UsageError: an unknown `sampling`.
     """
-    return decode_samples(path, [(frames, sampling)], start=start, end=end, fps=fps)[0]
+    wanted = [(frames, sampling)]
+    return decode_samples(path, wanted, start=start, end=end, fps=fps, keep=keep)[0]
 
 
 def decode_samples(
@@ -111,6 +115,7 @@ def decode_samples(
     start: float | None = None,
     end: float | None = None,
     fps: float | None = None,
+    keep: Sequence[tuple[float, float]] = (),
 ) -> list[DecodedClip]:
     """Several samplings of one clip from one opening and one decoding of the file.
 
@@ -123,10 +128,11 @@ def decode_samples(
 
     Args:
         path: video file, or folder of numbered pictures.
-        requests: (frames wanted, sampling) of each result, see `decode_clip`.
+        requests: (frames wanted, sampling) of each result, see `decode_clip`, or a `FrameChoice`.
         start: first second of the cut.
         end: end of the cut in seconds, exclusive.
         fps: frames per second of a frame folder.
+        keep: open intervals in seconds whose frames may be chosen, see `decode_clip`.
 
     Returns:
         One clip per request, in their order.
@@ -135,11 +141,12 @@ def decode_samples(
         VideoError: `decode_clip` would raise it for at least one of the requests.
         UsageError: an unknown sampling.
     """
-    for frames, sampling in requests:
-        sample_indices(1, frames, sampling)  # refuse bad arguments before any reading
+    choices = tuple(FrameChoice(*request) for request in requests)
+    for choice in choices:
+        choice.indices(1)  # refuse bad arguments before any reading
     if not requests:
         return []
-    wish = _Wish(Path(path), tuple(requests), Cut(start, end))
+    wish = _Wish(Path(path), choices, Cut(start, end, tuple(keep)))
     if wish.path.is_dir():
         return _decode_folder(wish, fps)
     with open_stream(wish.path) as (container, stream):
@@ -148,7 +155,7 @@ def decode_samples(
         return clips
     # The plan met damage and has used the decoder up.
     if len(requests) > 1:
-        return [decode_samples(path, [r], start=start, end=end)[0] for r in requests]
+        return [decode_samples(path, [c], start=start, end=end, keep=keep)[0] for c in choices]
     with open_stream(wish.path) as (container, stream):
         damage = Damage()
         table = packet_table(container, stream, damage)
@@ -186,17 +193,57 @@ def decode_all(path: Path, *, fps: float | None = None) -> tuple[Pictures, Secon
     return pictures, times
 
 
+def frame_times(path: Path, *, fps: float | None = None) -> Seconds:
+    """When each frame is shown, in display order, without decoding where packets tell it.
+
+    These are the times that `decode_samples` chooses from, as long as the file is whole: of a
+    damaged one that is found out only by decoding, frames count that will not come out.
+
+    Args:
+        path: video file, or folder of numbered pictures.
+        fps: frames per second of a frame folder.
+
+    Returns:
+        float64 [n], seconds; NaN where unknown.
+
+    Raises:
+        VideoError: the file cannot be opened, or shows nothing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return folder_times(len(frame_files(path)), fps)
+    damage = Damage()
+    with open_stream(path) as (container, stream):
+        table = packet_table(container, stream, damage)
+        times = _packet_times(container, stream, table, damage)
+        if times is not None:
+            return times[1]
+        stamps = [frame.pts for frame in _decode_packets(stream, table, damage)]
+        if not stamps:
+            raise _nothing_shown(path, damage)
+        return Clock(container, stream).seconds(stamps)
+
+
+def _packet_times(
+    container: InputContainer, stream: VideoStream, table: PacketTable, damage: Damage
+) -> tuple[Sequence[int], Seconds] | None:
+    """(packets in display order, their seconds), None where only decoding can tell."""
+    if frames_are_packets(container, stream):
+        order = table.display_order()
+        if order is not None and not damage.partial:  # a partial packet may show nothing
+            return order, Clock(container, stream).seconds([table.packets[i].pts for i in order])
+    return None
+
+
 def _decode_file(
     wish: _Wish, container: InputContainer, stream: VideoStream
 ) -> list[DecodedClip] | None:
     """By plan where packets tell the order, else in full; None where a plan met damage."""
     damage = Damage()
     table = packet_table(container, stream, damage)
-    if frames_are_packets(container, stream):
-        order = table.display_order()
-        if order is not None and not damage.partial:  # a partial packet may show nothing
-            times = Clock(container, stream).seconds([table.packets[i].pts for i in order])
-            return _decode_by_plan(wish, stream, table, order, times, damage)
+    shown = _packet_times(container, stream, table, damage)
+    if shown is not None:
+        return _decode_by_plan(wish, stream, table, *shown, damage)
     return _decode_in_full(wish, container, stream, table, damage)
 
 

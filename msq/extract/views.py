@@ -16,6 +16,7 @@ from msq.errors import UsageError
 
 ViewKind = Literal["clean", "augmented", "test"]
 _AUGMENTED = re.compile(r"augmented (\d+)")
+_CLIPS_BY_CROPS = re.compile(r"(\d+)x(\d+)")
 _TEST = re.compile(r"test clip (\d+)/(\d+) crop (\d+)/(\d+)")
 
 
@@ -79,6 +80,18 @@ def clips_by_crops(clips: int, crops: int) -> tuple[View, ...]:
         for i in range(clips)
         for j in range(crops)
     )
+
+
+def parse_clips_by_crops(text: str) -> tuple[View, ...]:
+    """The test views of a word such as `10x3`: 10 clips x 3 crops.
+
+    Raises:
+        UsageError: another form, or numbers that cannot be.
+    """
+    match = _CLIPS_BY_CROPS.fullmatch(text.strip().lower())
+    if match is None:
+        raise UsageError(f"test views {text!r}: expected CLIPSxCROPS, such as 10x3 or 4x1")
+    return clips_by_crops(int(match[1]), int(match[2]))
 
 
 def parse_view(text: str) -> View:

@@ -10,6 +10,7 @@ from msq.errors import UsageError
 from msq.head.features import Features
 from msq.head.loss import head_loss, loss_kind
 from msq.head.metrics import mean_average_precision
+from msq.head.stream import with_next
 from msq.head.train import split_rows
 
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # tried by the linear probe
@@ -61,7 +62,9 @@ def clip_similarity(features: Features, rows: Tensor, columns: list[int] | None 
 
 def averaged(features: Features) -> Tensor:
     """[N, D' + D'']: tokens averaged over S, beside the image feature where there is one."""
-    parts = [features.tokens.float().mean(1)]
+    rows = torch.arange(len(features.ids), device=features.tokens.device)
+    means = [x.float().mean(1) for _, x in with_next(features.tokens, torch.split(rows, 256))]
+    parts = [torch.cat(means)]
     if features.image is not None:
         parts.append(features.image.float())
     return torch.cat(parts, dim=1)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from msq.errors import UsageError
 from msq.head.features import Features
+from msq.head.stream import with_next
 
 LEAK_SHARE = 0.95
 LEAK_CLIPS = 10  # fewer shared clips than that may well be chance
@@ -268,15 +269,24 @@ def clip_labels(features: Features) -> Tensor:
     if features.task == "multilabel":
         return labels
     names = [features.classes[k] for k in labels.argmax(1).tolist()]
-    bits = features.tokens.detach().cpu().contiguous().view(torch.uint8).flatten(1).numpy()
     first: dict[str, int] = {}
     clips: dict[bytes, int] = {}
-    place = []
+    place, hashes = [], _token_hashes(features)
     for row, (clip, name) in enumerate(zip(features.ids, names, strict=True)):
-        shown = bits[first.setdefault(clip.removesuffix(f"/{name}"), row)]
-        place.append(clips.setdefault(hashlib.blake2b(shown.tobytes()).digest(), len(clips)))
+        shown = hashes[first.setdefault(clip.removesuffix(f"/{name}"), row)]
+        place.append(clips.setdefault(shown, len(clips)))
     merged = torch.zeros(len(clips), labels.shape[1], dtype=torch.int64)
     return merged.index_add_(0, torch.tensor(place, dtype=torch.long), labels.long())
+
+
+def _token_hashes(features: Features) -> list[bytes]:
+    """A hash of each clip's tokens."""
+    rows = torch.arange(len(features.ids), device=features.tokens.device)
+    return [
+        hashlib.blake2b(row.tobytes()).digest()
+        for _, part in with_next(features.tokens, torch.split(rows, 256))
+        for row in part.detach().cpu().contiguous().view(torch.uint8).flatten(1).numpy()
+    ]
 
 
 def leaks(split: ClassSplit, coinciding: Sequence[Leak]) -> list[Leak]:

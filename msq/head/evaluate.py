@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -13,14 +14,21 @@ from torch import Tensor
 from msq import config as configuration
 from msq.errors import SpecMismatch, UsageError
 from msq.head.checkpoint import load_model
-from msq.head.features import Features, StoreLike, load_features
+from msq.head.ensemble import ensemble_scores
+from msq.head.export import write_charades_submission
+from msq.head.features import Features, StoreLike, choose_partition, configured_features
 from msq.head.metrics import (
     all_metrics,
     average_precision,
+    labelled,
     official_micro_average_precision,
+    ranking_scores,
     topk_accuracy,
 )
 from msq.head.model import MSQNet
+from msq.head.packed import PackedHead
+from msq.head.segments import segment_metrics
+from msq.head.stream import with_next
 
 
 @torch.no_grad()
@@ -33,10 +41,10 @@ def score(
     trained: Tensor | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """Logits [n, K] of the given rows (all where None), without dropout.
+    """Logits [n, K] of the given rows (all where None), without dropout, by the packed head.
 
     Args:
-        model: the head; its mode is left as it was.
+        model: the head; its parameters' precision is the one it is scored in.
         features: on the head's device.
         rows: [n] row numbers.
         text: other classes, as in `MSQNet.forward`.
@@ -49,14 +57,10 @@ def score(
         like = trained if trained is not None else text
         return torch.zeros(0, model.classes if like is None else len(like), device=rows.device)
     dtype = model.memory.weight.dtype
-    mode = model.training
-    model.eval()
-    parts = []
-    for part in torch.split(rows, batch):
+    head, parts = PackedHead(model, frozen=True), []
+    for part, tokens in with_next(features.tokens, torch.split(rows, batch)):
         image = None if features.image is None else features.image[part].to(dtype)
-        tokens = features.tokens[part].to(dtype)
-        parts.append(model(tokens, image, text=text, trained=trained)["logits"])
-    model.train(mode)
+        parts.append(head(tokens.to(dtype), image, text=text, trained=trained)["logits"])
     return torch.cat(parts)
 
 
@@ -65,29 +69,44 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
     return logits.sigmoid() if task == "multilabel" else logits.softmax(-1)
 
 
-def official_score(logits: Tensor, labels: Tensor, task: str) -> float:
+def official_score(logits: Tensor, labels: Tensor, task: str, known: Tensor | None = None) -> float:
     """The number the authors' code watches: micro AP per batch of 32, or top-1 for `singlelabel`.
 
     Clips without any label are left out, as their loaders do.
     """
     if task != "multilabel":
-        return topk_accuracy(logits, labels)
-    keep = (labels != 0).any(1)
-    return official_micro_average_precision(logits[keep], labels[keep])
+        return topk_accuracy(logits, labels, known=known)
+    keep = labelled(labels, known)
+    part = None if known is None else known[keep]
+    return official_micro_average_precision(logits[keep], labels[keep], known=part)
 
 
-def measure(logits: Tensor, features: Features, rows: Tensor) -> dict[str, Any]:
+def measure(
+    logits: Tensor, features: Features, rows: Tensor, *, log_probabilities: bool = False
+) -> dict[str, Any]:
     """`all_metrics` of some rows, with `per_class` AP by class name beside them."""
     labels = features.labels[rows]
-    keep = (labels != 0).any(1)
-    scores = logits if features.task == "multilabel" else logits.double().log_softmax(1)
-    per_class = average_precision(scores[keep], labels[keep]).tolist()
-    metrics = all_metrics(logits, labels, features.task)
+    known = None if features.known is None else features.known[rows]
+    keep = labelled(labels, known)
+    scores = ranking_scores(logits, features.task, log_probabilities)
+    part = None if known is None else known[keep]
+    per_class = average_precision(scores[keep], labels[keep], part).tolist()
+    metrics = all_metrics(
+        logits, labels, features.task, known=known, log_probabilities=log_probabilities
+    )
+    metrics |= segment_metrics(scores, labels, features.groups, known)
     return {"metrics": metrics, "per_class": dict(zip(features.classes, per_class, strict=True))}
 
 
 def evaluate_run(
-    run: Path, store: StoreLike | Features, split: str = "test", device: str = "cpu"
+    run: Path,
+    store: StoreLike | Features,
+    split: str = "test",
+    device: str = "cpu",
+    *,
+    export: Path | None = None,
+    ensemble: str = "none",
+    test_views: str | None = None,
 ) -> dict[str, Any]:
     """Score one split of a store with a run's head, under every protocol's metrics.
 
@@ -96,10 +115,17 @@ def evaluate_run(
         store: an open feature store, or features already in memory.
         split: `train`, `val` or `test`.
         device: where to compute.
+        export: a file to write the scores to, in the form of the official Charades scorer.
+        ensemble: `none` scores the run's own view, the clean one unless told otherwise; `mean`
+            or `max` combine the probabilities over all test views of the store.
+        test_views: such as `10x3`, where the store has several sets of them.
 
     Returns:
         `run, protocol, metrics, epochs, seconds, seconds_per_epoch` (those of the training),
-        `split, clips, coverage, per_class, eval_seconds`.
+        `dataset, variant, split, partition, views` (such as `clean` or `10 clips x 3 crops,
+        mean`), `clips, coverage, per_class, eval_seconds`, and
+        `export{file, clips, without_line}` where a file was asked for: the last are ids of the
+        split that have no features, which the official scorer ranks last.
 
     Raises:
         SpecMismatch: the store was made in another way than the features the head was trained on.
@@ -110,8 +136,7 @@ def evaluate_run(
         features = store
     else:
         chosen = configuration.load(run / "config.toml").features
-        features = load_features(store, chosen.video, chosen.image, chosen.text, chosen.prompt,
-                                 chosen.view)  # fmt: skip
+        features = configured_features(store, dataclasses.replace(chosen, train_views="clean"))
     features = features.to(device)
     require_same_making(meta, features, str(run))
     rows = features.rows(split)
@@ -120,13 +145,30 @@ def evaluate_run(
             f"{run}: no usable clip in split {split!r}; found {sorted(set(features.splits))}"
         )
     began = time.perf_counter()
-    measured = measure(score(model, features, rows), features, rows)
+    several, views = ensemble != "none", features.view_name
+    if several:
+        if isinstance(store, Features):
+            raise UsageError(f"{run}: --ensemble {ensemble} needs a feature store, for its views")
+        found = ensemble_scores(model, store, features, split, ensemble, test_views)
+        features, rows, logits, views = found.features, found.rows, found.logits, found.views
+    else:
+        logits = score(model, features, rows)
+    measured = measure(logits, features, rows, log_probabilities=several)
+    if export is not None:
+        ids = [features.ids[row] for row in rows.tolist()]
+        write_charades_submission(export, ids, ranking_scores(logits, features.task, several))
+        lost = [] if isinstance(store, Features) else _lost(store, features, split)
+        measured["export"] = {"file": str(export), "clips": len(ids), "without_line": lost}
     stored = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return {
         "run": str(run),
         "protocol": meta["protocol"],
         **measured,
+        "dataset": features.name,
+        "variant": features.variant,
         "split": split,
+        "partition": features.partition,
+        "views": views,
         "clips": len(rows),
         "coverage": features.coverage(),
         "epochs": stored["epochs"],
@@ -134,6 +176,17 @@ def evaluate_run(
         "seconds_per_epoch": stored["seconds_per_epoch"],
         "eval_seconds": time.perf_counter() - began,
     }
+
+
+def _lost(store: StoreLike, features: Features, split: str) -> list[str]:
+    """Ids of the split's clips that have no features."""
+    there = set(features.ids)
+    splits = choose_partition(store, features.partition)[1]
+    return [
+        clip
+        for clip, part in zip(store.clips, splits, strict=True)
+        if part == split and clip not in there
+    ]
 
 
 def require_same_making(meta: dict[str, Any], features: Features, name: str) -> None:

@@ -1,10 +1,14 @@
-"""Predictions in the form of the official Charades scorer: `id s_0 … s_156`, one line a video."""
+"""Predictions in the form of the official Charades scorer: `id s_0 … s_156`, one line a video.
+
+Any dataset's can be written so; K scores a line then.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor
 
 from msq.errors import MsqError, UsageError
 from msq.head.checkpoint import write_atomic
+from msq.head.metrics import ranking_metrics
+from msq.head.segments import segment_metrics
 
 CHARADES_TEST_VIDEOS = 1863
 
@@ -19,7 +25,8 @@ CHARADES_TEST_VIDEOS = 1863
 def write_charades_submission(file: Path, ids: Sequence[str], scores: Tensor) -> None:
     """Write one line a video: its id and the scores of its classes, between blanks.
 
-    Nine digits keep every float32 apart, so the order, which alone is scored, survives.
+    Nine digits keep every float32 apart, and seventeen every float64, so the order, which alone is
+    scored, survives.
 
     Args:
         file: to write; whole or not at all.
@@ -41,9 +48,11 @@ def write_charades_submission(file: Path, ids: Sequence[str], scores: Tensor) ->
         )
     if bool(scores.isnan().any()):
         raise MsqError(f"{file}: NaN among the scores")
-    values = scores.detach().float().cpu().tolist()
+    digits = 17 if scores.dtype == torch.float64 else 9
+    values = scores.detach().double().cpu().tolist()
     lines = (
-        " ".join((name, *(f"{x:.9g}" for x in row))) for name, row in zip(ids, values, strict=True)
+        " ".join((name, *(f"{x:.{digits}g}" for x in row)))
+        for name, row in zip(ids, values, strict=True)
     )
     write_atomic(file, "".join(f"{line}\n" for line in lines).encode())
 
@@ -63,12 +72,18 @@ def export_charades_run(run: Path, file: Path) -> int:
     return len(ids)
 
 
-def read_charades_submission(file: Path, ids: Sequence[str], classes: int = 157) -> Tensor:
+def read_charades_submission(
+    file: Path,
+    ids: Sequence[str],
+    classes: int = 157,
+    expected: int | None = CHARADES_TEST_VIDEOS,
+) -> Tensor:
     """Scores [N, K] float64 of a submission in the order of `ids`, blanks or tabs between them.
 
     A video without a line gets -inf, as in the official scorer; `metrics.charades_map` ranks
     unlabelled videos last on its own. Both a missing video and a line of an unknown one are
-    warned of, as is a list of ids that is not the 1,863 official test videos.
+    warned of, as is a list of ids that is not the 1,863 official test videos (`expected`; None
+    for any number).
 
     Raises:
         UsageError: the file is missing, or a line has not an id and `classes` numbers, or an id
@@ -98,10 +113,48 @@ def read_charades_submission(file: Path, ids: Sequence[str], classes: int = 157)
     for names, what in ((lost, "without a line, ranked last"), (unknown, "not asked for")):
         if names:
             warnings.warn(f"{file}: {len(names)} videos {what}: {names[:3]}", stacklevel=2)
-    if len(ids) != CHARADES_TEST_VIDEOS:
+    if expected is not None and len(ids) != expected:
         warnings.warn(
-            f"{file}: {len(ids)} videos, the official test set has {CHARADES_TEST_VIDEOS}",
-            stacklevel=2,
+            f"{file}: {len(ids)} videos, the official test set has {expected}", stacklevel=2
         )
     empty = [-float("inf")] * classes
     return torch.tensor([found.get(name, empty) for name in ids], dtype=torch.float64)
+
+
+def score_submission(
+    file: Path,
+    ids: Sequence[str],
+    labels: Tensor,
+    *,
+    known: Tensor | None = None,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    expected: int | None = None,
+) -> dict[str, Any]:
+    """Score a submission of anyone's, by rank alone: its numbers may be of any scale.
+
+    Args:
+        file: the submission.
+        ids: [N] of the clips that should be in it, in the order of the annotation (stable ties).
+        labels: [N, K].
+        known: [N, K], zero where nobody knows; None where all is known.
+        groups: name -> class indices.
+        expected: how many clips the official list has.
+
+    Returns:
+        `metrics` (those that need no threshold), `clips`, `without_line` (ids), `warnings`.
+
+    Raises:
+        UsageError: as `read_charades_submission`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = read_charades_submission(file, ids, labels.shape[1], expected)
+    metrics = ranking_metrics(scores, labels, known)
+    metrics |= segment_metrics(scores, labels, groups or {}, known)
+    lost = (scores == -torch.inf).all(1).tolist()
+    return {
+        "metrics": metrics,
+        "clips": len(ids),
+        "without_line": [name for name, gone in zip(ids, lost, strict=True) if gone],
+        "warnings": [str(w.message) for w in caught],
+    }

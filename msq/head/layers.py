@@ -7,6 +7,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msq.head.masks import LayerMasks, Site
+
 LAYER_NORM_EPS = 1e-5
 
 
@@ -28,9 +30,23 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, want_map: bool = False
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        want_map: bool = False,
+        masks: LayerMasks | None = None,
+        site: Site = Site.self_probability,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `query` [B, K, D] to `key` and `value` [B, S, D].
+
+        Args:
+            query: what asks.
+            key: what is compared.
+            value: what is mixed.
+            want_map: also return the probabilities.
+            masks: of dropout; without them torch draws its own in training.
+            site: whose mask is for the probabilities.
 
         Returns:
             [B, K, D], and the probabilities before dropout [B, H, K, S] (None unless `want_map`).
@@ -38,12 +54,12 @@ class Attention(nn.Module):
         q, k, v = self._split(self.q(query)), self._split(self.k(key)), self._split(self.v(value))
         p = self.dropout if self.training else 0.0
         weights = None
-        if want_map:
+        if want_map or masks is not None:
             weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
-            mixed = F.dropout(weights, p) @ v
+            mixed = (F.dropout(weights, p) if masks is None else masks.drop(site, weights)) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-        return self.out(mixed.transpose(1, 2).flatten(2)), weights
+        return self.out(mixed.transpose(1, 2).flatten(2)), weights if want_map else None
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, H, S, D / H]."""
@@ -70,16 +86,22 @@ class EncoderLayer(nn.Module):
         self.norm_ffn = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, want_map: bool = False) -> tuple[Tensor, Tensor | None]:
-        """One layer over `x` [B, S, D].
+    def forward(
+        self, x: Tensor, want_map: bool = False, masks: LayerMasks | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer over `x` [B, S, D], with the given dropout `masks` or torch's own.
 
         Returns:
             [B, S, D], and the attention probabilities [B, H, S, S] (None unless `want_map`).
         """
-        y, weights = self.self_attention(x, x, x, want_map)
-        x = self.norm_self(x + self.dropout(y))
-        y = self.contract(self.dropout(F.relu(self.expand(x))))
-        return self.norm_ffn(x + self.dropout(y)), weights
+
+        def drop(y: Tensor, site: Site) -> Tensor:
+            return self.dropout(y) if masks is None else masks.drop(site, y)
+
+        y, weights = self.self_attention(x, x, x, want_map, masks)
+        x = self.norm_self(x + drop(y, Site.self_residual))
+        y = self.contract(drop(F.relu(self.expand(x)), Site.hidden))
+        return self.norm_ffn(x + drop(y, Site.ffn_residual)), weights
 
 
 class DecoderLayer(nn.Module):
@@ -110,6 +132,7 @@ class DecoderLayer(nn.Module):
         memory_key: Tensor,
         query_position: Tensor | None,
         want_maps: bool = False,
+        masks: LayerMasks | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """One layer: queries `x` [B, K, D] read the tokens `memory` [B, S, D].
 
@@ -119,15 +142,22 @@ class DecoderLayer(nn.Module):
             memory_key: tokens with their position code, used as keys.
             query_position: [K, D] added to query and key, or None.
             want_maps: also return the attention probabilities.
+            masks: of dropout; without them torch draws its own in training.
 
         Returns:
             [B, K, D], self-attention [B, H, K, K] or None, cross-attention [B, H, K, S] or None.
         """
+
+        def drop(y: Tensor, site: Site) -> Tensor:
+            return self.dropout(y) if masks is None else masks.drop(site, y)
+
         placed = x if query_position is None else x + query_position
-        y, self_map = self.self_attention(placed, placed, x, want_maps)
-        x = self.norm_self(x + self.dropout(y))
+        y, self_map = self.self_attention(placed, placed, x, want_maps, masks)
+        x = self.norm_self(x + drop(y, Site.self_residual))
         placed = x if query_position is None else x + query_position
-        y, cross_map = self.cross_attention(placed, memory_key, memory, want_maps)
-        x = self.norm_cross(x + self.dropout(y))
-        y = self.contract(self.dropout(F.relu(self.expand(x))))
-        return self.norm_ffn(x + self.dropout(y)), self_map, cross_map
+        y, cross_map = self.cross_attention(
+            placed, memory_key, memory, want_maps, masks, Site.cross_probability
+        )
+        x = self.norm_cross(x + drop(y, Site.cross_residual))
+        y = self.contract(drop(F.relu(self.expand(x)), Site.hidden))
+        return self.norm_ffn(x + drop(y, Site.ffn_residual)), self_map, cross_map

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from msq.config import HeadConfig
 from msq.errors import UsageError
 from msq.head.layers import LAYER_NORM_EPS, DecoderLayer, EncoderLayer
+from msq.head.masks import Masks, Part, Site
 from msq.head.start import initialise, random_rows
 
 MOST_CODED_TOKENS = 2000  # the authors' position code is this long
@@ -151,6 +152,7 @@ class MSQNet(nn.Module):
         text: Tensor | None = None,
         trained: Tensor | None = None,
         intermediates: bool = False,
+        masks: Masks | None = None,
     ) -> dict[str, Tensor]:
         """Score every class for every clip.
 
@@ -165,6 +167,7 @@ class MSQNet(nn.Module):
             trained: [K'] for each of them its index among the trained classes, -1 for none;
                 None means that none was trained.
             intermediates: also return what lies between.
+            masks: of dropout, in either mode; without them torch draws its own in training.
 
         Returns:
             "logits": [B, K], before sigmoid or softmax; [B, K'] with other classes.
@@ -179,7 +182,7 @@ class MSQNet(nn.Module):
             UsageError: `image` or `text` is needed and missing, or a `per-class` classifier is
                 asked for a class it was not trained on, or more tokens than are coded.
         """
-        label, position, weight, bias = self._classes(text, trained)
+        label, position, weight, bias = self.class_parts(text, trained)
         if self.fuse_label is not None:
             label = self.fuse_label(label)  # A[k]
         x = label.expand(tokens.shape[0], -1, -1)
@@ -187,11 +190,12 @@ class MSQNet(nn.Module):
             if image is None:
                 raise UsageError("queries='multimodal' needs `image` [B, D''], found None")
             x = x + self.fuse_image(image)[:, None]  # + c[b]
-        memory, memory_key, encoder_maps = self._memory(tokens, intermediates)
+        memory, memory_key, encoder_maps = self._memory(tokens, intermediates, masks)
 
         queries, self_maps, cross_maps = [x], [], []
-        for layer in self.layers:
-            x, self_map, cross_map = layer(x, memory, memory_key, position, intermediates)
+        for i, layer in enumerate(self.layers):
+            drop = None if masks is None else masks.at(Part.decoder, i)
+            x, self_map, cross_map = layer(x, memory, memory_key, position, intermediates, drop)
             queries.append(x)
             self_maps.append(self_map)
             cross_maps.append(cross_map)
@@ -209,29 +213,44 @@ class MSQNet(nn.Module):
             found["encoder_attention"] = torch.stack(encoder_maps)
         return found
 
-    def _memory(self, tokens: Tensor, want_maps: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _memory(
+        self, tokens: Tensor, want_maps: bool, masks: Masks | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the decoder reads [B, S, D], the same as keys, and the encoder's attention."""
+        self.require_coded(tokens.shape[1])
         memory = self.memory(tokens)
         kind, maps = self.config.memory_position, []
         code = None
         if kind != "none":
-            code = _code(memory.shape[1], self.width, memory.device, memory.dtype)
+            code = position_code(memory.shape[1], self.width, memory.device, memory.dtype)
         if kind == "sincos-input":
-            if memory.shape[1] > MOST_CODED_TOKENS:
-                raise UsageError(
-                    f"head.memory_position='sincos-input': expected at most {MOST_CODED_TOKENS} "
-                    f"tokens, found {memory.shape[1]}; extract with --pooling band"
-                )
-            memory = self.memory_dropout(memory + code)
-        for layer in self.encoder:
-            memory, weights = layer(memory, want_maps)
+            memory = memory + code
+            if masks is None:
+                memory = self.memory_dropout(memory)
+            else:
+                memory = masks.at(Part.input).drop(Site.self_residual, memory)
+        for i, layer in enumerate(self.encoder):
+            drop = None if masks is None else masks.at(Part.encoder, i)
+            memory, weights = layer(memory, want_maps, drop)
             if weights is not None:
                 maps.append(weights)
         if self.encoder_norm is not None:
             memory = self.encoder_norm(memory)
         return memory, memory + code if kind == "sincos" else memory, maps
 
-    def _classes(
+    def require_coded(self, tokens: int) -> None:
+        """Refuse more tokens than the authors' position code is long.
+
+        Raises:
+            UsageError: with `memory_position` `sincos-input` only.
+        """
+        if self.config.memory_position == "sincos-input" and tokens > MOST_CODED_TOKENS:
+            raise UsageError(
+                f"head.memory_position='sincos-input': expected at most {MOST_CODED_TOKENS} "
+                f"tokens, found {tokens}; extract with --pooling band"
+            )
+
+    def class_parts(
         self, text: Tensor | None, trained: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Label embedding [K, D_l], position [K, D], classifier weight [K, D] and bias [K]."""
@@ -331,7 +350,7 @@ def sincos(tokens: int, width: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _code(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def position_code(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """`sincos` where it is needed, made once; an ordinary tensor whatever mode asks first."""
     with torch.inference_mode(False):
         return sincos(tokens, width).to(device, dtype)

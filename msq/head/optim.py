@@ -8,18 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from msq.config import OptimConfig
+from msq.head.flat import FlatParameters
 
 
-def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimiser(
+    model: nn.Module | FlatParameters, config: OptimConfig
+) -> torch.optim.Optimizer:
     """Adam or AdamW, fused; weight decay on matrices only.
 
     The offsets of the labels are matrices too: decay draws them towards the text they started
     from.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    if isinstance(model, FlatParameters):
+        matrices, vectors = [model.matrices], [model.vectors]
+    else:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in parameters if p.ndim >= 2]
+        vectors = [p for p in parameters if p.ndim < 2]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)

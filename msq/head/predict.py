@@ -29,8 +29,8 @@ def load_head(
         run: the run directory, or its `head.safetensors`.
         device: where to compute.
         weights: where the encoders' weights lie now, if they moved, for `video`, `image` and
-            `text` (which falls back on `image`: both are towers of one CLIP). They are accepted
-            only with the SHA-256 that the run recorded.
+            `text` (which falls back on `image` where both are towers of one CLIP). They are
+            accepted only with the SHA-256 that the run recorded.
 
     Raises:
         MsqError: no finished run there.
@@ -68,7 +68,7 @@ class Head:
         what: str | Path | Sequence[str | Path] | Sequence[int] | Tensor | Features,
         labels: Sequence[str] | None = None,
         *,
-        prompt: str | None = None,
+        prompt: str | Sequence[str] | None = None,
         store: StoreLike | None = None,
     ) -> list[dict[str, Any]]:
         """Score labels for videos, or for rows of a store.
@@ -78,7 +78,8 @@ class Head:
                 features.
             labels: what to look for; None means the classes of the run. Any words can be given to
                 a head with a `shared` or `text` classifier, and any of its own classes to all.
-            prompt: template for labels the run did not have; None is the run's own.
+            prompt: template for labels the run did not have, or several, which are averaged;
+                None is the run's own.
             store: an open feature store, for row numbers.
 
         Returns:
@@ -120,7 +121,7 @@ class Head:
         return list(dict.fromkeys(words))
 
     def _labels(
-        self, labels: Sequence[str] | None, prompt: str | None
+        self, labels: Sequence[str] | None, prompt: str | Sequence[str] | None
     ) -> tuple[Tensor | None, Tensor | None, list[str]]:
         """Text embeddings and places among the trained classes, for `MSQNet.forward`."""
         if labels is None:
@@ -133,7 +134,9 @@ class Head:
             )
         place = {name: k for k, name in enumerate(self.classes)}
         # Under another prompt, a class of the run is no longer what was trained.
-        same_prompt = prompt is None or prompt == self.meta["prompt"]
+        own_prompt = _templates(self.meta["prompt"] or "{}")
+        templates = own_prompt if prompt is None else _templates(prompt)
+        same_prompt = templates == own_prompt
         trained = [place.get(name, -1) if same_prompt else -1 for name in labels]
         others = [name for name, k in zip(labels, trained, strict=True) if k < 0]
         if others and self.meta["head"]["classifier"] == "per-class":
@@ -152,9 +155,8 @@ class Head:
             i, k = (list(x) for x in zip(*own, strict=True))
             text[i] = self.model.text[k]
         if others:
-            template = prompt if prompt is not None else self.meta["prompt"] or "{}"
             new = [i for i, k in enumerate(trained) if k < 0]
-            text[new] = self._encoder("text")(others, template).to(text)
+            text[new] = self._encoder("text")(others, templates).to(text)
         return text, torch.tensor(trained), self.unknown_words(others) if others else []
 
     def _features(
@@ -175,7 +177,8 @@ class Head:
             raise UsageError("predict: row numbers need store=, an open feature store")
         specs = self.meta["encoders"]
         video, image, text = (specs.get(k, {}).get("slug") for k in ("video", "image", "text"))
-        features = load_features(store, video, image, text, view=self.meta["view"])
+        prompt = self._prompt_in(store, text)
+        features = load_features(store, video, image, text, prompt, view=self.meta["view"])
         ids = list(store.clips)
         wanted = [ids[int(row)] for row in rows]
         place = {clip: row for row, clip in enumerate(features.ids)}
@@ -184,6 +187,14 @@ class Head:
             raise UsageError(f"store of {store.name}: {len(missing)} of the rows asked for have no "
                              f"features, the first is {missing[0]!r}")  # fmt: skip
         return features.select(rows=torch.tensor([place[clip] for clip in wanted]))
+
+    def _prompt_in(self, store: StoreLike, text: str | None) -> str | None:
+        """Name of the run's own prompt in a store that may hold several."""
+        if text is None or not hasattr(store, "templates") or not hasattr(store, "prompts"):
+            return None
+        own = _templates(self.meta["prompt"] or "{}")
+        names = [name for name in store.prompts(text) if list(store.templates(text, name)) == own]
+        return names[0] if names else None
 
     def _encode(self, paths: Sequence[Path]) -> tuple[Features, list[tuple[str, dict[str, str]]]]:
         """Decode and encode videos one by one; each is decoded once for all encoders."""
@@ -224,7 +235,7 @@ class Head:
             spec = encoder.spec
             if clip.degraded:
                 note["degraded"] = clip.degraded
-            frames = resize_crop(clip.frames, spec.size, spec.resize)
+            frames = resize_crop(clip.frames, spec.size, spec.resize, short_side=spec.short_side)
             out = encoder(normalise(frames, spec.mean, spec.std)[None])
             outputs.append(out if kind == "video" else out.mean(1))
         return outputs
@@ -235,25 +246,45 @@ class Head:
             if kind not in self.meta["encoders"]:
                 raise UsageError(f"{self.name}: the run recorded no {kind} encoder; predict from "
                                  "features in place of videos")  # fmt: skip
+            self._refuse_imported(self.meta["encoders"][kind])
             try:
                 self._encoders.update(self._loaded(kind, self.meta["encoders"][kind]))
             except WeightsError as error:
                 raise WeightsError(
                     f"{self.name}: its {kind} encoder cannot be loaded: {error}. If the weights "
-                    "moved, say where they are with --video-encoder or --image-encoder"
+                    "moved, say where they are with --video-encoder, --image-encoder or "
+                    "--text-encoder"
                 ) from error
         return self._encoders[kind]
 
+    def _refuse_imported(self, recorded: Mapping[str, Any]) -> None:
+        """Features that were computed elsewhere have no encoder here to make more of them."""
+        from msq.extract.encoders.spec import IMPORTED
+
+        if str(recorded["weights"]).startswith(IMPORTED):
+            slug, source = recorded["slug"], str(recorded["weights"]).removeprefix(IMPORTED)
+            raise UsageError(
+                f"{self.name}: its features {slug!r} were imported from {source!r}, and msq has no "
+                "encoder that makes them of new videos; expected rows of the store that the head "
+                "was trained on: msq eval RUN STORE, or in Python "
+                "msq.load_head(RUN).predict(rows, store=msq.open_store(STORE))"
+            )
+
     def _place(self, kind: str, recorded: Mapping[str, Any]) -> tuple[str, str | None]:
         """Name and weights to load an encoder by: as told, as last seen here, or as recorded."""
+        from msq.extract.encoders.families import location_key, moved_name
         from msq.extract.encoders.locations import recall
 
         moved = self.weights.get(kind)
-        if kind == "text":
+        image = self.meta["encoders"].get("image", {})
+        if kind == "text" and recorded["sha256"] == image.get("sha256", recorded["sha256"]):
             moved = moved or self.weights.get("image")
         if moved is None:
-            return recall(recorded["sha256"]) or (recorded["weights"], None)
-        if kind != "video" and Path(moved.removeprefix("local-dir:")).is_file():
+            key = location_key(recorded["weights"], recorded["sha256"])
+            return recall(key) or (recorded["weights"], None)
+        if kind == "video":
+            return moved_name(recorded["weights"], moved)
+        if Path(moved.removeprefix("local-dir:")).is_file():
             return recorded["architecture"], moved
         return moved, None
 
@@ -265,7 +296,8 @@ class Head:
                 difference.
             WeightsError: not found, or unreadable.
         """
-        from msq.extract.encoders import load_clip, load_video_encoder
+        from msq.extract.encoders import load_clip, load_text_encoder, load_video_encoder
+        from msq.extract.encoders.hf_text import is_text_model
 
         source, weights = self._place(kind, recorded)
         options: dict[str, Any] = {
@@ -280,12 +312,13 @@ class Head:
                 resize=recorded["resize"],
                 mean=tuple(recorded["mean"]),
                 std=tuple(recorded["std"]),
+                short_side=recorded.get("short_side", 0),
             )
         if kind == "video":
             notes = recorded.get("resized", "")
             encoder = load_video_encoder(
-                "timesformer",
-                None if source == "embedded" else source,
+                source,
+                weights,
                 pooling=recorded["pooling"],
                 time_resize="linear"
                 if notes.endswith("linear") or "linear," in notes
@@ -294,9 +327,13 @@ class Head:
                 **options,
             )
             found: dict[str, Any] = {"video": encoder}
-        else:
+        elif kind == "image":
             image, text = load_clip(source, weights, output=recorded["output"], **options)
-            found = {"image": image, "text": text} if kind == "image" else {"text": text}
+            found = {"image": image, "text": text}
+        else:
+            own = "pooling" if is_text_model(recorded["architecture"]) else "clip_output"
+            options[own] = recorded["output"]
+            found = {"text": load_text_encoder(source, weights, **options)}
         lines = _difference(recorded, found[kind])
         if lines:
             raise SpecMismatch(
@@ -307,6 +344,10 @@ class Head:
         if kind == "image" and _difference(self.meta["encoders"].get("text", {}), found["text"]):
             del found["text"]
         return found
+
+
+def _templates(prompt: str | Sequence[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
 def _difference(recorded: Mapping[str, Any], encoder: Any) -> list[str]:

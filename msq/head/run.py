@@ -20,6 +20,7 @@ from msq.errors import SpecMismatch, UsageError
 from msq.head.checkpoint import jsonable, write_atomic, write_json
 from msq.head.features import Features
 from msq.head.model import MSQNet
+from msq.head.packed_choice import StepChoice
 
 FILES = ("result.json", "config.toml", "env.json", "metrics.jsonl", "head.safetensors", "state.pt",
          "predictions.npz", "log.txt")  # fmt: skip
@@ -56,6 +57,10 @@ class RunDirectory:
         config: of the run.
         features: it is trained on.
         overwrite: delete the files of an earlier run there.
+        choice: how to take the training steps; a run found there goes on as it began.
+
+    Attributes:
+        choice: the given one, or that of the run found there.
 
     Raises:
         SpecMismatch: a run with another configuration or other features is in it.
@@ -63,9 +68,10 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path | None, config: RunConfig, features: Features, overwrite: bool = False
-    ) -> None:
-        self.path = path
+        self, path: Path | None, config: RunConfig, features: Features, overwrite: bool = False,
+        choice: StepChoice | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self.choice = path, choice
         if path is None:
             return
         path.mkdir(parents=True, exist_ok=True)
@@ -75,13 +81,16 @@ class RunDirectory:
             if overwrite:
                 (path / name).unlink(missing_ok=True)
         if (path / "config.toml").exists():
-            _require_same(path, config, features)
+            self.choice = _require_same(path, config, features) or choice
         elif any(path.iterdir()) and not overwrite:
             raise UsageError(
                 f"{path}: expected an empty or new folder, or a run; found files but no config.toml"
             )
         else:
-            text = configuration.to_toml(config, features.identity())
+            data = dict(features.identity())
+            if choice is not None:
+                data["step"] = choice.to_dict()
+            text = configuration.to_toml(config, data)
             write_atomic(path / "config.toml", text.encode())
 
     def stored_result(self) -> dict[str, Any] | None:
@@ -130,13 +139,15 @@ class RunDirectory:
                 file.write(f"{now} {message}\n")
 
 
-def _require_same(path: Path, config: RunConfig, features: Features) -> None:
+def _require_same(path: Path, config: RunConfig, features: Features) -> StepChoice | None:
+    """Refuse a run of another making; the choice of its steps, which is no part of the making."""
     file = path / "config.toml"
     try:
         stored = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: expected the configuration of a run; {error}") from None
     data = stored.get("data", {})
+    step = data.pop("step", None)
     lines = configuration.difference(
         configuration.to_dict(configuration.from_dict(stored, str(file))),
         configuration.to_dict(config),
@@ -147,3 +158,12 @@ def _require_same(path: Path, config: RunConfig, features: Features) -> None:
             f"{path}: a run of another making is there (expected: the stored one, found: the one "
             "asked for); choose another directory or overwrite it\n  " + "\n  ".join(lines)
         )
+    if step is None:
+        return None
+    try:
+        return StepChoice(**step)
+    except TypeError:
+        raise UsageError(
+            f"{file}: data.step: expected path and precision, found {step}; start the run anew in "
+            "another directory"
+        ) from None

@@ -11,7 +11,10 @@ from msq.head.metrics import MeanAP, mean_average_precision
 
 
 def segment_map(
-    scores: Tensor, labels: Tensor, segments: Mapping[str, Sequence[int]]
+    scores: Tensor,
+    labels: Tensor,
+    segments: Mapping[str, Sequence[int]],
+    known: Tensor | None = None,
 ) -> dict[str, MeanAP]:
     """Macro mAP over the whole set and over each segment's classes.
 
@@ -23,6 +26,7 @@ def segment_map(
         labels: [N, K], positive where not zero.
         segments: name -> class indices, for instance of
             `msq.extract.datasets.animal_kingdom.read_animal_kingdom_segments`.
+        known: [N, K], zero where nobody knows; None where all is known.
 
     Returns:
         `overall` and one value for each segment; NaN for a segment without positives.
@@ -31,7 +35,7 @@ def segment_map(
         UsageError: shapes that do not fit, a class that is not among the K, one that stands twice
             in a segment, or a segment called `overall`.
     """
-    overall = mean_average_precision(scores, labels)
+    overall = mean_average_precision(scores, labels, known)
     classes = scores.shape[1]
     result = {"overall": overall}
     for name, members in segments.items():
@@ -46,3 +50,23 @@ def segment_map(
         per_class = overall.per_class[list(members)]
         result[name] = MeanAP(per_class, overall.rows_scored, overall.rows_left_out)
     return result
+
+
+def segment_metrics(
+    scores: Tensor,
+    labels: Tensor,
+    segments: Mapping[str, Sequence[int]],
+    known: Tensor | None = None,
+) -> dict[str, float | int]:
+    """`map_NAME` and `classes_scored_NAME` of each segment; nothing where there are none."""
+    if not segments:
+        return {}
+    found = segment_map(scores, labels, segments, known)
+    return {
+        key: value
+        for name in segments
+        for key, value in (
+            (f"map_{name}", float(found[name])),
+            (f"classes_scored_{name}", found[name].classes_scored),
+        )
+    }

@@ -8,8 +8,9 @@ read while the step before them runs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msq.errors import UsageError
+from msq.head.memory import fits
 
 # Reads rows of the store into uint8 [n, row bytes], each verified.
 ReadRows = Callable[[Sequence[int], NDArray[np.uint8]], None]
@@ -135,8 +137,35 @@ class StreamedTokens:
         return given
 
 
+def with_next(
+    tokens: Tensor | StreamedTokens, parts: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each of several lists of rows with its tokens; streamed ones are read ahead."""
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        here = tokens[part]
+        if isinstance(tokens, StreamedTokens) and after is not None:
+            tokens.prefetch(after)
+        yield part, here
+
+
+def placed(tokens: Tensor | StreamedTokens, device: str | torch.device) -> Tensor | StreamedTokens:
+    """Tokens on a device; on a GPU that has no room for them they come batch by batch."""
+    device = torch.device(device)
+    if isinstance(tokens, StreamedTokens) or device.type != "cuda" or tokens.is_cuda:
+        return tokens.to(device)
+    if fits(tokens.nbytes, device):
+        return tokens.to(device)
+    flat = tokens.contiguous().view(torch.uint8).flatten(1).numpy()
+
+    def read(rows: Sequence[int], out: NDArray[np.uint8]) -> None:
+        np.take(flat, np.asarray(rows), axis=0, out=out)
+
+    shape = (tokens.shape[1], tokens.shape[2])
+    return StreamedTokens(read, torch.arange(len(tokens)), shape, tokens.dtype, device=device)
+
+
 def stream_tokens(
-    store: object, rows: Tensor, encoder: str, view: int, threads: int = 2
+    store: object, rows: Tensor, encoder: str, view: Any = 0, threads: int = 2
 ) -> StreamedTokens:
     """Tokens of some rows of an open `FeatureStore`, left on disk.
 
@@ -144,7 +173,7 @@ def stream_tokens(
         store: `msq.extract.store.FeatureStore`.
         rows: [N] rows whose status says that they are there.
         encoder: name of the video encoder.
-        view: which view.
+        view: which view, as the store takes it.
         threads: reading at a time.
 
     Raises:

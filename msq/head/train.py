@@ -18,16 +18,21 @@ from msq.head.checkpoint import load_model, load_state, save_head, save_predicti
 from msq.head.checkpoint import write_json as write_result
 from msq.head.evaluate import measure, official_score, probabilities, score
 from msq.head.features import Features
+from msq.head.feeding import Feed
 from msq.head.loss import head_loss, loss_kind
+from msq.head.masks import step_masks
 from msq.head.metrics import mean_average_precision
 from msq.head.model import MSQNet
 from msq.head.optim import WeightAverage, build_optimiser
+from msq.head.packed import PackedHead, flat_parameters
+from msq.head.packed_choice import StepChoice, choose_step
 from msq.head.protocol import require_protocol
 from msq.head.run import RunDirectory, RunResult
 from msq.head.schedule import learning_rate
 from msq.head.start import initialise
 
 Progress = Callable[[dict[str, Any]], None]
+STATE_FORMAT = 2  # of state.pt; 1 drew its dropout from a generator
 
 
 def train_head(
@@ -69,14 +74,14 @@ def train_head(
         MsqError: the loss is not finite; the last checkpoint is kept.
     """
     require_protocol(features, config)
-    directory = RunDirectory(out, config, features, overwrite)
+    device = torch.device(device)
+    directory = RunDirectory(out, config, features, overwrite, choose_step(config.train, device))
     stored = directory.stored_result()
     if stored is not None and out is not None:
         return RunResult(out, True, stored, load_model(out / "head.safetensors", device)[0])
-    device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        training = Training(features.to(device), config)
+        training = Training(features.to(device), config, directory.choice)
         state = load_state(out / "state.pt") if out is not None and resume else None
         if state is not None:
             training.load(state)
@@ -100,9 +105,12 @@ class Training:
     Args:
         features: on the device to train on.
         config: of the run.
+        choice: how to take the steps; None chooses by the configuration and the device.
     """
 
-    def __init__(self, features: Features, config: RunConfig) -> None:
+    def __init__(
+        self, features: Features, config: RunConfig, choice: StepChoice | None = None
+    ) -> None:
         self.features, self.config = features, config
         self.loss = loss_kind(config.train.loss, features.task)
         self.train_rows, self.val_rows = split_rows(features, config.train.val, config.train.seed)
@@ -112,19 +120,28 @@ class Training:
         self.clips = len(self.train_rows)
         t = config.train
         self.batches = Batches(self.train_rows, t.batch, t.epoch_clips, t.seed)
+        self.feed = Feed(features, self.batches, t.seed)
         self.batch, self.epoch_steps = self.batches.size, self.batches.epoch_steps
         self.steps = self.epoch_steps * config.train.epochs
-        self.model = build_head(features, config, self.train_rows).to(features.tokens.device)
-        self.optimiser = build_optimiser(self.model, config.optim)
+        device = features.tokens.device
+        self.model = build_head(features, config, self.train_rows).to(device)
+        self.choice = choice or choose_step(config.train, device)
+        precision = self.choice.precision
+        self.flat = flat_parameters(self.model, precision)
+        self.packed = (
+            PackedHead(self.model, precision=precision, flat=self.flat)
+            if self.choice.path == "packed"
+            else None
+        )
+        self.optimiser = build_optimiser(self.flat, config.optim)
         self.parameters = list(self.model.parameters())
         ema = config.train.ema
-        self.average = WeightAverage(self.parameters, ema) if ema else None
+        self.average = WeightAverage([self.flat.data], ema) if ema else None
         self.step = 0
         self.seconds = 0.0
         self.loss_sum = torch.zeros((), device=features.tokens.device)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
-        torch.manual_seed(config.train.seed)  # dropout draws from here on
 
     def run(
         self,
@@ -160,20 +177,31 @@ class Training:
         rate = learning_rate(self.config.optim, self.step, self.steps, self.epoch_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        rows = self.batches.of(self.step)
-        f, dtype = self.features, torch.float32
-        image = None if f.image is None else f.image[rows].to(dtype)
-        logits = self.model.train()(f.tokens[rows].to(dtype), image)["logits"]
-        loss = head_loss(logits, f.labels[rows], self.loss)
-        self.optimiser.zero_grad(set_to_none=True)
+        batch = self.feed.of(self.step)
+        self.flat.begin()
+        logits = self._logits(batch.tokens, batch.image)
+        loss = head_loss(logits, batch.labels, self.loss, batch.known)
         torch.autograd.backward(loss)
+        self.flat.gather()
         if self.config.optim.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_grad)
+            both = [self.flat.matrices, self.flat.vectors]
+            torch.nn.utils.clip_grad_norm_(both, self.config.optim.clip_grad)
         self.optimiser.step()
         if self.average is not None:
             self.average.update(self.step)
         self.loss_sum += loss.detach()
         self.step += 1
+
+    def _logits(self, tokens: Tensor, image: Tensor | None) -> Tensor:
+        """Forward pass of this step, in float32 at the end; its dropout is the masks'."""
+        dropout, device = self.config.head.dropout, tokens.device
+        masks = step_masks(self.config.train.seed, self.step, dropout, device)
+        if self.packed is not None:
+            return self.packed(tokens, image, masks=masks)["logits"]
+        low = self.choice.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            logits: Tensor = self.model.eval()(tokens, image, masks=masks)["logits"]
+        return logits.float()
 
     def _end_epoch(self) -> None:
         self.require_finite()
@@ -188,10 +216,12 @@ class Training:
             if self.average is not None:
                 self.average.swap()
             logits = score(self.model, self.features, self.val_rows)
-            labels = self.features.labels[self.val_rows]
-            value = line["val_map"] = float(mean_average_precision(logits, labels))
+            f = self.features
+            labels = f.labels[self.val_rows]
+            known = None if f.known is None else f.known[self.val_rows]
+            value = line["val_map"] = float(mean_average_precision(logits, labels, known))
             if self.config.train.select_by == "official":
-                value = line["val_official"] = official_score(logits, labels, self.features.task)
+                value = line["val_official"] = official_score(logits, labels, f.task, known)
             # Without a positive among the validation clips it is NaN, and chooses nothing.
             if value == value and (self.best is None or value > self.best["value"]):
                 weights = [p.detach().clone() for p in self.parameters]
@@ -233,6 +263,7 @@ class Training:
         """Everything that going on exactly here needs; plain values and tensors."""
         on_cuda = self.loss_sum.is_cuda
         return {
+            "format": STATE_FORMAT,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -246,7 +277,17 @@ class Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`.
+
+        Raises:
+            MsqError: another version of msq wrote it, and trained otherwise.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise MsqError(
+                f"state.pt: expected format {STATE_FORMAT}, found {state.get('format', 1)}: the "
+                "unfinished run is of another version of msq; finish it with that one, or start "
+                "it anew with --overwrite"
+            )
         self.step, self.seconds = state["step"], state["seconds"]
         self.history, self.best = state["history"], state["best"]
         self.model.load_state_dict(state["model"])
@@ -264,7 +305,8 @@ class Training:
         return (
             f"protocol {self.config.train.protocol}; {f.name}: {f.coverage()}; training on "
             f"{self.clips}, validating on {len(self.val_rows)}, {len(f.classes)} classes, "
-            f"{self.steps} steps of {self.batch}"
+            f"{self.steps} steps of {self.batch}; {self.choice.path} head in "
+            f"{self.choice.precision}"
         )
 
 
@@ -305,9 +347,13 @@ def build_head(features: Features, config: RunConfig, train_rows: Tensor) -> MSQ
     )
     labels = features.labels[train_rows].double().cpu()
     # Half a clip is added to either side, so that a class never seen keeps a finite log-odds.
+    counted: float | Tensor = len(labels)
+    if features.known is not None:
+        known = features.known[train_rows].double().cpu()
+        labels, counted = labels * known, known.sum(0)
     positive = labels.sum(0) + 0.5
     if loss_kind(config.train.loss, features.task) == "bce":
-        prior = (positive / (len(labels) + 1 - positive)).log()
+        prior = (positive / (counted + 1 - positive)).log()
     else:
         prior = (positive / positive.sum()).log()
     seen = None if image is None else image[train_rows]
@@ -342,6 +388,9 @@ def _conclude(training: Training, directory: RunDirectory) -> dict[str, Any]:
         "protocol": config.train.protocol,
         **measure(logits, f, rows),
         "split": split,
+        "partition": f.partition,
+        "views": f.view_name,
+        "train_views": [f.view_name] if f.train_views is None else list(f.train_views.names),
         "epochs": epochs,
         "seconds": training.seconds,
         "seconds_per_epoch": training.seconds / max(epochs, 1),
@@ -353,10 +402,12 @@ def _conclude(training: Training, directory: RunDirectory) -> dict[str, Any]:
         "best_val_score": None if best is None else best["value"],
         "protocol_changes": configuration.protocol_changes(config),
         "dataset": f.name,
+        "variant": f.variant,
         "task": f.task,
         "queries": config.head.queries,
         "classifier": config.head.classifier,
         "loss": training.loss,
+        "step": training.choice.to_dict(),
         "seed": config.train.seed,
         "clips": {
             "train": training.clips,

@@ -39,7 +39,13 @@ from msq.head.class_splits import (
 )
 from msq.head.evaluate import score
 from msq.head.features import Features
-from msq.head.metrics import average_precision, chance_map, harmonic_mean, topk_accuracy
+from msq.head.metrics import (
+    average_precision,
+    chance_map,
+    harmonic_mean,
+    labelled,
+    topk_accuracy,
+)
 from msq.head.model import MSQNet
 from msq.head.train import Progress, train_head
 
@@ -64,9 +70,10 @@ def seen_features(features: Features, split: ClassSplit) -> Features:
     are left out by the metrics.
     """
     columns = [features.classes.index(name) for name in split.seen]
-    labelled = (features.labels[:, columns] != 0).any(1)
-    test = torch.tensor([s == "test" for s in features.splits], device=labelled.device)
-    return features.select(rows=(labelled | test).nonzero().flatten(), columns=columns)
+    known = None if features.known is None else features.known[:, columns]
+    seen = labelled(features.labels[:, columns], known)
+    test = torch.tensor([s == "test" for s in features.splits], device=seen.device)
+    return features.select(rows=(seen | test).nonzero().flatten(), columns=columns)
 
 
 def evaluate_split(model: MSQNet, features: Features, split: ClassSplit) -> dict[str, Any]:
@@ -92,18 +99,21 @@ def evaluate_split(model: MSQNet, features: Features, split: ClassSplit) -> dict
         text = None if model.text is None or features.text is None else features.text[columns]
         return score(model, features, rows, text=text, trained=torch.tensor(trained))
 
+    def known_of(rows: Tensor, columns: list[int]) -> Tensor | None:
+        return None if features.known is None else features.known[rows][:, columns]
+
     def rows_with(columns: list[int]) -> Tensor:
-        return test[(features.labels[test][:, columns] != 0).any(1)]
+        return test[labelled(features.labels[test][:, columns], known_of(test, columns))]
 
     def metric(scores: Tensor, rows: Tensor, columns: list[int]) -> float:
-        labels = features.labels[rows][:, columns]
+        labels, known = features.labels[rows][:, columns], known_of(rows, columns)
         if multilabel:
-            return float(average_precision(scores, labels).nanmean())
-        return topk_accuracy(scores, labels)
+            return float(average_precision(scores, labels, known).nanmean())
+        return topk_accuracy(scores, labels, known=known)
 
     rows = rows_with(unseen)
     alone = logits(unseen, rows)
-    labels = features.labels[rows][:, unseen]
+    labels, known = features.labels[rows][:, unseen], known_of(rows, unseen)
     ranking = alone if multilabel else alone.double().log_softmax(1)
     seen_rows = rows_with(seen)
     both = seen + unseen
@@ -113,19 +123,19 @@ def evaluate_split(model: MSQNet, features: Features, split: ClassSplit) -> dict
         of_seen = metric(together[:, : len(seen)], all_rows, seen)
         of_unseen = metric(together[:, len(seen) :], all_rows, unseen)
     else:
-        is_seen = (features.labels[all_rows][:, seen] != 0).any(1)
+        is_seen = labelled(features.labels[all_rows][:, seen], known_of(all_rows, seen))
         of_seen = metric(together[is_seen], all_rows[is_seen], both)
         of_unseen = metric(together[~is_seen], all_rows[~is_seen], both)
     return {
         "unseen": metric(alone, rows, unseen),
-        "chance": chance_map(labels) if multilabel else 1 / len(unseen),
+        "chance": chance_map(labels, known) if multilabel else 1 / len(unseen),
         "seen": metric(logits(seen, seen_rows), seen_rows, seen),
         "generalised_seen": of_seen,
         "generalised_unseen": of_unseen,
         "harmonic": harmonic_mean(of_seen, of_unseen),
         "unseen_clips": len(rows),
         "per_class": dict(
-            zip(split.unseen, average_precision(ranking, labels).tolist(), strict=True)
+            zip(split.unseen, average_precision(ranking, labels, known).tolist(), strict=True)
         ),
     }
 
@@ -213,7 +223,16 @@ def zero_shot(
                     progress({"event": "run", "seen": percent, "split": number, "queries": mode,
                               "unseen": scored["unseen"], "seconds": seconds})  # fmt: skip
             summary = _summary(percent, mode, kind, features.task, runs)
-            results.append({**summary, "protocol": config.train.protocol})
+            results.append(
+                {
+                    **summary,
+                    "protocol": config.train.protocol,
+                    "dataset": features.name,
+                    "variant": features.variant,
+                    "partition": features.partition,
+                    "views": features.view_name,
+                }
+            )
     return results
 
 

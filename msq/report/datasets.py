@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from msq.extract.datasets.adapter import Survey
+from msq.extract.datasets.archives import packed
 from msq.extract.datasets.options import check_options, parse_options
 from msq.extract.datasets.registry import find_adapter, list_adapters
 from msq.report import terminal
@@ -56,6 +58,9 @@ def show_survey(name: str, root: Path, pairs: Sequence[str], *, json: bool = Fal
     options = parse_options(pairs)
     check_options(adapter.name, options, adapter.options)
     survey = adapter.survey(root, options)
+    if survey.missing and (archives := packed(root)):
+        note = f"{survey.missing} clips have no file{archives}"
+        survey = replace(survey, notes=(*survey.notes, note))
     if json:
         terminal.print_json(survey.to_dict())
         return

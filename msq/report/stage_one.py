@@ -11,6 +11,7 @@ from msq.report import terminal
 if TYPE_CHECKING:
     from msq.extract.pipeline import ExtractResult
     from msq.extract.request import ExtractRequest
+    from msq.extract.views import View
 
 SHOWN = 20
 STATUS = ("missing", "ok", "failed", "degraded")  # by the store's status code
@@ -37,7 +38,10 @@ def note(event: dict[str, Any]) -> str:
 
 
 def show(result: ExtractResult, *, json: bool = False) -> None:
-    """The result on stdout; every failed, degraded or skipped item on stderr."""
+    """The result on stdout; every failed, degraded or skipped item on stderr.
+
+    What the dataset leaves out by its own rules is counted; `--json` lists it.
+    """
     document = result.to_dict()
     for warning in (*document["warnings"], *_unknown(document["unknown_words"])):
         terminal.say(f"warning: {warning}")
@@ -50,6 +54,9 @@ def show(result: ExtractResult, *, json: bool = False) -> None:
             terminal.say(f"{title}: {_line(item)}")
         if len(items) > SHOWN:
             terminal.say(f"{title}: … and {len(items) - SHOWN} more (all of them with --json)")
+    if count := document.get("left_out"):
+        first = _line(document["left_out_items"][0])
+        terminal.say(f"{count} left out by the dataset's own rules (all with --json): {first}, …")
     if json:
         terminal.print_json(document)
         return
@@ -81,12 +88,14 @@ def _unknown(words: Mapping[str, Sequence[str]]) -> list[str]:
 def _line(item: Any) -> str:
     if isinstance(item, dict):
         message = f" ({item['message']})" if item.get("message") else ""
-        return f"{item.get('clip', item.get('item', '?'))}: {item['reason']}{message}"
+        views = item.get("views", ())
+        which = f", {len(views)} views" if len(views) > 1 else "".join(f", view {v}" for v in views)
+        return f"{item.get('clip', item.get('item', '?'))}{which}: {item['reason']}{message}"
     return ": ".join(str(part) for part in item)
 
 
 def exit_code(result: ExtractResult) -> int:
-    """0 done, 3 finished with failures or skipped items, 1 when no clip is ok."""
+    """0 done, 3 finished with failures or unusable items, 1 when no clip is ok."""
     if result.done == 0:
         return 1
     return 3 if result.failed or result.skipped else 0
@@ -99,6 +108,8 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
     plan = dry_run(request)
     for item in plan["skipped_items"][:SHOWN]:
         terminal.say(f"skipped: {_line(item)}")
+    if plan["left_out"]:
+        terminal.say(f"{plan['left_out']} left out by the dataset's own rules (--json lists them)")
     if not plan["enough"]:
         terminal.say("warning: the disk has less free space than the run will write")
     if json:
@@ -115,7 +126,11 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
         ],
     )
     for name, encoder in plan["encoders"].items():
-        print(f"{name}: {encoder['spec']}, stored as {encoder['stored']}")
+        frames = encoder["frames"]
+        print(
+            f"{name}: {encoder['spec']}, stored as {encoder['stored']}; {len(encoder['views'])} "
+            f"views asked for, {frames['pending']} of {frames['total']} frames to be encoded"
+        )
     for name, text in plan["text"].items():
         print(f"text {name}: {text['spec']}: {', '.join(text['prompts'].values())}")
         for label, words in text["unknown_words"].items():
@@ -140,18 +155,23 @@ def size(count: int) -> str:
 
 def show_store(path: Path, *, json: bool = False) -> None:
     """What a store holds, how it was made, how complete it is."""
+    from msq.extract.encoders.prompts import described
     from msq.extract.store import open_store
 
     store = open_store(path)
     encoders: dict[str, dict[str, Any]] = {}
     for kind in ("video", "image"):
         for slug in store.encoders(kind):
-            status = store.status(slug)
+            views = [
+                {"view": str(view), **_counts(store.status(slug, view))}
+                for view in store.views(slug)
+            ]
             encoders[slug] = {
                 "kind": kind,
                 "spec": store.spec(slug, kind).line(store.name),
                 "stored": store.store_dtype(slug),
-                **{word: int((status == code).sum()) for code, word in enumerate(STATUS)},
+                **{word: views[0][word] for word in STATUS},
+                "views": views,
             }
     document: dict[str, Any] = {
         "store": str(path),
@@ -159,6 +179,10 @@ def show_store(path: Path, *, json: bool = False) -> None:
         "task": store.task,
         "clips": len(store),
         "splits": {s: store.splits.count(s) for s in dict.fromkeys(store.splits)},
+        "partitions": {
+            name: {s or "unused": splits.count(s) for s in dict.fromkeys(splits)}
+            for name, splits in store.partitions.items()
+        },
         "classes": len(store.classes),
         "encoders": encoders,
         "text": {slug: store.prompts(slug) for slug in store.encoders("text")},
@@ -169,23 +193,44 @@ def show_store(path: Path, *, json: bool = False) -> None:
         return
     splits = ", ".join(f"{n} {s}" for s, n in document["splits"].items())
     title = f"{path}: {store.name}, {len(store)} clips ({splits}), {len(store.classes)} classes"
-    rows = [(slug, *(str(e[word]) for word in STATUS)) for slug, e in encoders.items()]
-    terminal.table(title, ("encoder", *STATUS), rows)
+    rows = [row for slug in encoders for row in _view_rows(slug, store.views(slug), encoders[slug])]
+    terminal.table(title, ("encoder", "views", *STATUS), rows)
     for slug, encoder in encoders.items():
         terminal.say(f"{slug}: {encoder['spec']}, stored as {encoder['stored']}")
+    for name, counts in document["partitions"].items():
+        terminal.say(f"partition {name}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     for slug, prompts in document["text"].items():
-        terminal.say(f"text {slug}: {', '.join(prompts.values())}")
+        shown = (described(store.templates(slug, name)) for name in prompts)
+        terminal.say(f"text {slug}: {', '.join(shown)}")
+
+
+def _counts(status: Any) -> dict[str, int]:
+    """Rows of each status."""
+    return {word: int((status == code).sum()) for code, word in enumerate(STATUS)}
+
+
+def _view_rows(
+    slug: str, views: Sequence[View], encoder: Mapping[str, Any]
+) -> list[tuple[str, ...]]:
+    """A line for each kind of view of an encoder, counts added up."""
+    from msq.extract.store_views import groups_of
+
+    rows = []
+    for first, last, words in groups_of(views):
+        counted = encoder["views"][first : last + 1]
+        name = words if first == last else f"{words} ({last - first + 1})"
+        rows.append((slug, name, *(str(sum(v[word] for v in counted)) for word in STATUS)))
+    return rows
 
 
 def verify_store(path: Path, *, json: bool = False) -> bool:
-    """Read every row that is recorded as done against its checksum; True when all are sound."""
+    """Read every row of every view against its checksum; True when all are sound."""
     from msq.extract.store import open_store
+    from msq.extract.store_verify import readable_rows
 
     store = open_store(path)
     problems = store.verify()
-    checked = sum(
-        len(store.ok_rows([slug])) for kind in ("video", "image") for slug in store.encoders(kind)
-    )
+    checked = readable_rows(store)
     for problem in problems:
         terminal.say(problem)
     document = {"store": str(path), "ok": not problems, "checked": checked, "problems": problems}
@@ -198,12 +243,32 @@ def verify_store(path: Path, *, json: bool = False) -> bool:
 
 
 def show_encoders(*, json: bool = False) -> None:
-    """Name, kind, needs and licence of every encoder."""
+    """Name, kind, size, licence and needs of every encoder."""
     from msq.extract.encoders import list_encoders
 
     encoders = list_encoders()
     if json:
         terminal.print_json(encoders)
         return
-    header = tuple(encoders[0])
-    terminal.table("encoders", header, [tuple(str(e[key]) for key in header) for e in encoders])
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for encoder in encoders:
+        groups.setdefault((encoder["kind"], encoder["needs"]), []).append(encoder)
+    # No table: names are there to be copied, and a narrow one would break them.
+    width = max(len(encoder["name"]) for encoder in encoders)
+    for (kind, needs), members in groups.items():
+        print(f"{kind}; {needs}")
+        for encoder in members:
+            weights, megabytes, seen = _encoder_size(encoder)
+            print(f"  {encoder['name']:{width}} {weights:>8} {megabytes:>8} {seen:>9}  "
+                  f"{encoder['licence']}")  # fmt: skip
+
+
+def _encoder_size(encoder: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Weights, megabytes, frames x pixels; what depends on the checkpoint is left empty."""
+    weights, megabytes = encoder["parameters_millions"], encoder["megabytes"]
+    frames, pixels = encoder["frames"], encoder["size"]
+    return (
+        "" if weights is None else f"{weights:.1f} M",
+        "" if megabytes is None else f"{megabytes} MB",
+        "" if pixels is None else f"{'T' if frames is None else frames} x {pixels}",
+    )

@@ -11,19 +11,10 @@ from msq.config import Classifier, Queries, RunConfig
 from msq.errors import UsageError
 from msq.extract.request import resolve_device
 from msq.report import terminal
+from msq.report.scores import counts, metric_rows, say_exports, scope
 
 if TYPE_CHECKING:
     from msq.head.class_splits import ClassSplit
-
-METRICS = (
-    ("map", "mAP (macro, whole set)"),
-    ("map_micro", "micro AP (whole set)"),
-    ("map_official", "micro AP per batch of 32 (official)"),
-    ("top1", "top-1"),
-    ("top5", "top-5"),
-    ("accuracy", "element-wise accuracy at 0.5"),
-    ("accuracy_all_negative", "  the same for 'nothing happens'"),
-)
 
 
 def settings(
@@ -51,21 +42,35 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train a head on a store; the result as in `result.json`."""
+    """Train a head on a store, or one for each of its partitions; as in `result.json`."""
     from msq.extract.store import open_store
-    from msq.head.features import load_features
+    from msq.head.features import configured_features
+    from msq.head.partitions import ALL, partition_names, train_partitions
     from msq.head.train import train_head
 
     place = resolve_device(device)
-    f = config.features
-    features = load_features(open_store(store), f.video, f.image, f.text, f.prompt, f.view)
+    out = out or Path("runs") / store.stem
+    if config.features.partition == ALL:
+        opened = open_store(store)
+        names = partition_names(opened)
+        with terminal.progress("training", quiet=quiet) as update:
+
+            def report(event: Mapping[str, Any]) -> None:
+                done = names.index(event["partition"]) * event["epochs"] + event["epoch"]
+                total = len(names) * event["epochs"]
+                update(done, total, f"{event['partition']}: {epoch_note(event)}")
+
+            return train_partitions(
+                opened, config, out, progress=report, overwrite=overwrite, device=place
+            )
+    features = configured_features(open_store(store), config.features)
     if not quiet:
         terminal.say(f"{store}: {features.coverage()}")
     with terminal.progress("training", quiet=quiet) as update:
         result = train_head(
             features,
             config,
-            out or Path("runs") / store.stem,
+            out,
             progress=lambda event: update(event["epoch"], event["epochs"], epoch_note(event)),
             overwrite=overwrite,
             device=place,
@@ -80,25 +85,43 @@ def epoch_note(event: Mapping[str, Any]) -> str:
     return note if val is None else f"{note}, val mAP {terminal.percent(val)}"
 
 
-def evaluate(run: Path, store: Path, split: str, *, device: str = "auto") -> dict[str, Any]:
-    """Score a run on a split of a store."""
+def evaluate(
+    run: Path,
+    store: Path,
+    split: str,
+    *,
+    device: str = "auto",
+    export: Path | None = None,
+    ensemble: str = "none",
+    test_views: str | None = None,
+) -> dict[str, Any]:
+    """Score a run on a split of a store; a run of several partitions on each of them."""
     from msq.extract.store import open_store
     from msq.head.evaluate import evaluate_run
+    from msq.head.partitions import evaluate_partitions, is_partitioned
 
-    return evaluate_run(run, open_store(store), split, device=resolve_device(device))
+    opened, place = open_store(store), resolve_device(device)
+    if is_partitioned(run):
+        return evaluate_partitions(
+            run, opened, split, place, export=export, ensemble=ensemble, test_views=test_views
+        )
+    return evaluate_run(
+        run, opened, split, place, export=export, ensemble=ensemble, test_views=test_views
+    )
 
 
 def show(result: Mapping[str, Any], *, json: bool = False) -> None:
     """A run's metrics, all of them, with the protocol named."""
+    say_exports(result)
     if json:
         terminal.print_json(result)
         return
     metrics = result["metrics"]
-    rows = [(title, terminal.percent(metrics[key])) for key, title in METRICS if key in metrics]
-    title = f"{result['run']}: {result['split']} split, protocol {result['protocol']}"
-    terminal.table(title, ("metric", "%"), rows)
+    title = f"{result['run']}: {scope(result)}, protocol {result['protocol']}"
+    header, rows = metric_rows(result)
+    terminal.table(title, header, rows)
     terminal.say(
-        f"{metrics['classes_scored']} classes scored; {result['coverage']}; {result['epochs']} "
+        f"{counts(metrics)}; {result['coverage']}; {result['epochs']} "
         f"epochs in {result['seconds']:.1f} s ({result['seconds_per_epoch']:.2f} s each)"
     )
 
@@ -128,7 +151,7 @@ def zero_shot(
     """
     from msq.extract.store import open_store
     from msq.head import zeroshot
-    from msq.head.features import load_features
+    from msq.head.features import configured_features
 
     if class_order and split_dir is not None:
         raise UsageError("--class-order and --split-dir: expected one of them, found both")
@@ -137,8 +160,7 @@ def zero_shot(
         shares = [float(x) for x in seen.split(",")]
     except ValueError:
         raise UsageError(f"--seen {seen!r}: expected percentages such as 50,75") from None
-    f = config.features
-    features = load_features(open_store(store), f.video, f.image, f.text, f.prompt, f.view)
+    features = configured_features(open_store(store), config.features)
     given = _class_splits(features.classes, shares, split_dir, class_order)
     total = (len(shares) * splits if given is None else len(given)) * len(modes)
     done = 0
@@ -207,7 +229,8 @@ def show_zero_shot(results: Sequence[Mapping[str, Any]], *, json: bool = False) 
         )
     metric = next(iter(results[0]["unseen"]))
     title = (
-        f"zero-shot {metric}, {results[0]['splits']} splits, {results[0]['classifier']} classifier"
+        f"zero-shot {metric}, {results[0]['splits']} splits, {results[0]['classifier']} "
+        f"classifier, views {results[0].get('views', 'clean')}"
     )
     header = ("", "unseen only", "chance", "general. seen", "general. unseen", "harmonic")
     terminal.table(title, header, rows)
@@ -238,8 +261,10 @@ def predict(
     device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Predictions for each video; see `msq.head.predict.Head.predict`."""
+    from msq.head.partitions import require_one_run
     from msq.head.predict import load_head
 
+    require_one_run(run)
     given = {kind: name for kind, name in weights.items() if name is not None}
     head = load_head(run, device=resolve_device(device), weights=given)
     results = head.predict(list(videos), labels=labels)

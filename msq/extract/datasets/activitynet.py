@@ -36,6 +36,7 @@ from msq.extract.datasets.annotation_text import (
 )
 from msq.extract.datasets.dataset import Clip, Dataset, Split, Task
 from msq.extract.datasets.list_files import SPLIT_WORDS, resolve
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.media_index import MediaIndex, Place
 from msq.extract.datasets.options import choice
@@ -149,10 +150,7 @@ def _files(root: Path, given: str) -> list[Path]:
             )
         if files:
             return files
-    raise DatasetError(
-        f"{root}: expected an ActivityNet-style JSON file, found none; name it with "
-        "--option annotations=FILE"
-    )
+    raise absent(root, "an ActivityNet-style JSON file", "name it with --option annotations=FILE")
 
 
 def _read_json(file: Path, subset: str, found: _Found) -> None:

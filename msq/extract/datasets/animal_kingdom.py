@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,8 +39,9 @@ from msq.extract.datasets.animal_kingdom_sheets import (
 )
 from msq.extract.datasets.dataset import Clip, Dataset, Split
 from msq.extract.datasets.frame_list import parse_labels, read_frame_list
-from msq.extract.datasets.locate import Kind, Media, find_file, require_file, require_root
+from msq.extract.datasets.locate import find_file, require_file, require_root
 from msq.extract.datasets.manifest import read_classes
+from msq.extract.datasets.media_index import Kind, MediaIndex
 from msq.extract.datasets.options import check_options, choice
 from msq.extract.datasets.survey import survey_media
 
@@ -135,7 +137,7 @@ def read_animal_kingdom(
     if classes is not None:
         options["classes"] = str(classes)
     root = require_root(root, NEEDS)
-    return _dataset(root, _annotation(root, options), options)[0]
+    return _dataset(root, _annotation(root, options), options)
 
 
 def read_animal_kingdom_segments(
@@ -157,10 +159,33 @@ def read_animal_kingdom_segments(
 def _classes(root: Path, classes: Path | str | None) -> tuple[tuple[str, ...], int]:
     """Class names, and how many of their numbers are error cells."""
     if classes is not None:
-        return read_classes(Path(classes)), 0
+        names = read_classes(Path(classes))
+        _check_names(Path(classes), names, find_file(root, METADATA, FOLDERS))
+        return names, 0
     remedy = f"{REMEDY}; or give the class names with --option classes=FILE"
     found = read_classes_sheet(require_file(root, METADATA, FOLDERS, remedy))
     return found.names, found.error_cells
+
+
+def _check_names(file: Path, names: tuple[str, ...], workbook: Path | None) -> None:
+    """Refuse the class file of another dataset, as far as it can be told.
+
+    Raises:
+        DatasetError: it has numbers as those of Charades and UCF101 have, or not as many names as
+            the workbook beside it.
+    """
+    remedy = f"is it the class file of another dataset? Give the {PUBLISHED['classes']} names of "
+    remedy += "Animal Kingdom, one a line, in the order of their numbers"
+    if all(re.match(r"c?\d+[\s,]", name) for name in names):
+        raise DatasetError(f"{file}: expected a class name per line, found {names[0]!r}: {remedy}")
+    if workbook is None or importlib.util.find_spec("openpyxl") is None:
+        return
+    expected = len(read_classes_sheet(workbook).names)
+    if len(names) != expected:
+        raise DatasetError(
+            f"{file}: expected {expected} class names, as {workbook.name} has, found {len(names)}: "
+            f"{remedy}"
+        )
 
 
 def _annotation(root: Path, options: Mapping[str, str]) -> _Annotation:
@@ -208,7 +233,8 @@ def _read_light(file: Path, split: Split, found: _Annotation, policy: str) -> No
         header = [cell.strip() for cell in next(reader, [])]
         if header != ["video_id", "labels"]:
             raise DatasetError(
-                f"{file}: expected the header 'video_id;labels', found {';'.join(header)[:80]!r}"
+                f"{file}: expected the header 'video_id;labels', found {';'.join(header)[:80]!r}; "
+                "make the file again from train.csv and val.csv"
             )
         for cells in reader:
             where = f"line {reader.line_num}"
@@ -232,24 +258,39 @@ def _read_frames(file: Path, split: Split, found: _Annotation, policy: str) -> N
         found.take(file, video.where, video.id, split, text, policy)
 
 
-def _media(root: Path, media: str) -> Media:
+def _media(root: Path, media: str) -> MediaIndex:
     def places(names: tuple[str, ...], kind: Kind) -> tuple[tuple[str, Kind], ...]:
         return tuple((f"{base}/{name}".strip("/"), kind) for base in BASES for name in names)
 
     videos = (*places(("dataset/video", "video"), "video"), ("", "video"))
     frames = (*places(("dataset/image", "image"), "frames"), ("", "frames"))
-    return Media(root, {"video": videos, "frames": frames}.get(media, videos + frames))
+    return MediaIndex(root, {"video": videos, "frames": frames}.get(media, videos + frames))
 
 
-def _dataset(root: Path, found: _Annotation, options: Mapping[str, str]) -> tuple[Dataset, Media]:
+def _dataset(root: Path, found: _Annotation, options: Mapping[str, str]) -> Dataset:
     """The clips, with the paths they have or should have."""
     media = _media(root, choice(NAME, options, "media", ("auto", "video", "frames"), "auto"))
     clips = tuple(
-        Clip(name, media.path(name), None, None, labels, split)
+        Clip(name, media.find(f"{name}.mp4").path, None, None, labels, split)
         for name, (split, labels) in found.clips.items()
     )
-    data = Dataset(NAME, found.classes, "multilabel", clips, "map", tuple(found.skipped))
-    return data, media
+    groups = _groups(root, found.classes, own_names="classes" in options)
+    return Dataset(
+        NAME, found.classes, "multilabel", clips, "map", tuple(found.skipped), groups=groups
+    )
+
+
+def _groups(root: Path, classes: tuple[str, ...], *, own_names: bool) -> dict[str, tuple[int, ...]]:
+    """Head, middle and tail; none where the workbook cannot be read or has other class names."""
+    actions = find_file(root, ACTIONS, FOLDERS)
+    if actions is None or importlib.util.find_spec("openpyxl") is None:
+        return {}
+    try:
+        return read_segments_sheet(actions, classes)[0]
+    except DatasetError:
+        if own_names:  # names of one's own choice need not be those of the workbook
+            return {}
+        raise
 
 
 def _read(root: Path, options: Mapping[str, str]) -> Dataset:
@@ -261,7 +302,7 @@ def _survey(root: Path, options: Mapping[str, str]) -> Survey:
     check_options(NAME, options, OPTIONS)
     root = require_root(root, NEEDS)
     found = _annotation(root, options)
-    data, media = _dataset(root, found, options)
+    data = _dataset(root, found, options)
     tested = {k for clip in data.clips if clip.split == "test" for k in clip.labels}
     found.oddities["classes_empty_in_test"] = len(data.classes) - len(tested)
     notes = [
@@ -278,7 +319,7 @@ def _survey(root: Path, options: Mapping[str, str]) -> Survey:
         scored = ", ".join(str(len(tested & set(labels))) for labels in segments.values())
         notes.append(f"segments: {sizes} classes; with clips in test: {scored}")
     return survey_media(
-        NAME, data, media, oddities=found.oddities, published=PUBLISHED, notes=tuple(notes)
+        NAME, data, root, oddities=found.oddities, published=PUBLISHED, notes=tuple(notes)
     )
 
 

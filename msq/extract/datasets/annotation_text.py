@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,19 @@ def read_lines(path: Path, skipped: Skipped | None = None) -> list[Line]:
             f"{path}: expected annotations, found an empty file: unpack the archive again"
         )
     return lines
+
+
+def refuse_cut_off(path: Path, line: Line, lines: Sequence[Line], expected: str) -> None:
+    """Tell a file that was cut off from one with a malformed line, given such a line.
+
+    Raises:
+        DatasetError: the line is the file's last and has no end: the rest of the file is gone.
+    """
+    if line == lines[-1] and not read_text(path).endswith(("\n", "\r")):
+        raise DatasetError(
+            f"{path}, line {line.number}: expected {expected}, found {line.text[-60:]!r} and the "
+            "end of the file: it was cut off; unpack the archive again"
+        )
 
 
 def to_seconds(text: str) -> float:

@@ -18,9 +18,10 @@ from typing import Any
 
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.adapter import Adapter, Survey
-from msq.extract.datasets.charades import FOLDERS, media_of, read_charades_classes
+from msq.extract.datasets.charades import media_of
+from msq.extract.datasets.charades_annotation import FOLDERS, read_charades_classes
 from msq.extract.datasets.dataset import Clip, Dataset, Split
-from msq.extract.datasets.locate import Media, require_file, require_root
+from msq.extract.datasets.locate import require_file, require_root
 from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.options import check_options, choice
 from msq.extract.datasets.survey import survey_media
@@ -78,7 +79,7 @@ def _load(
     media: str = "auto",
     min_frames: int | str = 0,
     policy: str = "error",
-) -> tuple[Dataset, Media, Counter[str]]:
+) -> tuple[Dataset, Counter[str]]:
     root = require_root(root, NEEDS)
     options = {"media": media, "policy": policy}
     policy = choice("charades-json", options, "policy", ("error", "skip"), "error")
@@ -93,7 +94,7 @@ def _load(
     skipped: list[tuple[str, str]] = []
     for video, entry in _database(path).items():
         try:
-            clip = _clip(video, entry, len(names), places.path(video), oddities)
+            clip = _clip(video, entry, len(names), places.find(f"{video}.mp4").path, oddities)
         except (ValueError, TypeError) as bad:
             if policy == "error":
                 raise DatasetError(
@@ -111,7 +112,7 @@ def _load(
     if not clips:
         raise DatasetError(f"{path}: expected videos by id, found none that can be used")
     data = Dataset("charades", names, "multilabel", tuple(clips), "map", tuple(skipped))
-    return data, places, oddities
+    return data, oddities
 
 
 def _count(text: int | str) -> int:
@@ -175,9 +176,9 @@ def _read(root: Path, options: Mapping[str, str]) -> Dataset:
 
 def _survey(root: Path, options: Mapping[str, str]) -> Survey:
     check_options("charades-json", options, OPTIONS)
-    data, media, oddities = _load(root, **options)
+    data, oddities = _load(root, **options)
     return survey_media(
-        "charades-json", data, media, oddities=oddities, published={"classes": 157}, notes=()
+        "charades-json", data, root, oddities=oddities, published={"classes": 157}, notes=()
     )
 
 

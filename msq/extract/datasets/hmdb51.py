@@ -5,6 +5,8 @@ hold brackets, blanks' neighbours and quotes (469 of the 5,100 used ones in spli
 shells and globs mind: msq matches names as they are. Ids are `class/name` in every split, so rows
 of stores of different splits can be put side by side.
 
+With `split=all` the dataset has the clips that any split uses, and the splits as partitions.
+
 Oddities: `unsafe_names` (used clips with one of `# ( ) ! ; & ' [ ] ,`), `unused` (tag 0; left out
 unless `unused=val`), `malformed` and `repeated` (lines left out).
 """
@@ -16,10 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from msq.errors import DatasetError
+from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.adapter import SplitCount
-from msq.extract.datasets.annotation_text import Skipped, class_names, first_folder, read_lines
+from msq.extract.datasets.annotation_text import (
+    Skipped,
+    class_names,
+    first_folder,
+    read_lines,
+    refuse_cut_off,
+)
 from msq.extract.datasets.dataset import Clip, Dataset, Split
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.media_index import MediaIndex, without_suffix
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
@@ -42,7 +51,7 @@ PUBLISHED = {
     for part, count in (("train", 3570), ("test", 1530), ("unused", 1666))
 }
 OPTIONS = {
-    "split": "1, 2 or 3; 1",
+    "split": "1, 2, 3, or all: one store for the three, told apart by train-head --partition; 1",
     "unused": "skip the clips that the split leaves unused, or keep them as val; skip",
     "names": "official (brush_hair) or readable (brush hair); official",
 }
@@ -64,9 +73,9 @@ class _Row(NamedTuple):
 
 
 def read_hmdb51(
-    root: Path, *, split: int = 1, unused: str = "skip", names: str = "official"
+    root: Path, *, split: int | str = 1, unused: str = "skip", names: str = "official"
 ) -> Dataset:
-    """Read one of the three splits; the arguments are those of `OPTIONS`.
+    """Read one of the three splits, or `all`; the arguments are those of `OPTIONS`.
 
     Raises:
         DatasetError: split files are missing, of another dataset or in another format.
@@ -85,23 +94,39 @@ def hmdb51_tags(root: Path, split: int) -> dict[str, Split | None]:
 
 
 def _load(root: Path, options: Mapping[str, str]) -> Reading:
-    wanted = int(choice(NAME, options, "split", ("1", "2", "3"), "1"))
+    wanted = choice(NAME, options, "split", ("1", "2", "3", "all"), "1")
     unused = choice(NAME, options, "unused", ("skip", "val"), "skip")
     style = choice(NAME, options, "names", ("official", "readable"), "official")
+    if wanted == "all" and unused == "val":
+        raise UsageError(
+            f"dataset {NAME}, --option unused=val: goes with one split; with split=all a clip that "
+            "a split leaves unused is marked so in its partition"
+        )
+    numbers = (1, 2, 3) if wanted == "all" else (int(wanted),)
     skipped: Skipped = []
     regular: Skipped = []
     oddities: Counter[str] = Counter()
     media = MediaIndex(root, _VIDEOS)
+    rows: dict[str, dict[int, _Row]] = {}
+    for k in numbers:
+        for row in _rows(root, k, skipped, oddities):
+            rows.setdefault(row.id, {})[k] = row
+    partitions: dict[int, list[str]] = {k: [] for k in numbers}
     clips = []
-    for row in _rows(root, wanted, skipped, oddities):
-        oddities["unused"] += row.tag == "0"
-        oddities["unsafe_names"] += row.tag != "0" and not UNSAFE.isdisjoint(row.file)
-        split = TAGS[row.tag]
-        if split is None and unused == "skip":
-            regular.append((row.id, f"unused in split {wanted} (tag 0)"))
+    for name, found in rows.items():
+        row = next(iter(found.values()))
+        tags = {k: TAGS[found[k].tag] if k in found else None for k in numbers}
+        used = any(tags.values())
+        oddities["unused"] += not used
+        oddities["unsafe_names"] += used and not UNSAFE.isdisjoint(row.file)
+        if not used and unused == "skip":
+            where = "every split" if wanted == "all" else f"split {wanted}"
+            regular.append((name, f"unused in {where} (tag 0)"))
             continue
         path = media.find(f"{CLASSES[row.label]}/{row.file}").path
-        clips.append(Clip(row.id, path, None, None, (row.label,), split or "val"))
+        clips.append(Clip(name, path, None, None, (row.label,), tags[numbers[0]] or "val"))
+        for k, tag in tags.items():
+            partitions[k].append(tag or "")
     return Reading(
         Dataset(
             NAME,
@@ -110,13 +135,16 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
             tuple(clips),
             "top1",
             (*regular, *skipped),
+            partitions={f"split{k}": tuple(v) for k, v in partitions.items() if wanted == "all"},
+            variant="all splits" if wanted == "all" else f"split {wanted}",
         ),
         _all_splits(root),
         media.missing,
         oddities,
         PUBLISHED,
         (
-            f"split {wanted}; the field reports the mean top-1 over the three splits",
+            f"split {wanted}; the field reports the mean top-1 over the three splits "
+            "(--option split=all, then train-head --partition all)",
             "clips of the test part of one split are in the training part of others: never mix",
         ),
         frozenset(regular),
@@ -132,9 +160,10 @@ def _rows(root: Path, split: int, skipped: Skipped, oddities: Counter[str]) -> I
     suffix = f"_test_split{split}.txt"
     folder = first_folder(root, _FOLDERS, f".+{suffix}")
     if folder is None:
-        raise DatasetError(
-            f"{root}: expected 51 files <class>{suffix}, found none; unpack "
-            "test_train_splits.rar here, or choose another split with --option split=1"
+        raise absent(
+            root,
+            f"51 files <class>{suffix}",
+            "unpack test_train_splits.rar here, or choose another split with --option split=1",
         )
     # Whole names: `climb` is no prefix search, which would also find `climb_stairs`.
     there = {file.name.removesuffix(suffix) for file in folder.glob(f"*{suffix}")}
@@ -156,18 +185,20 @@ def _class_rows(file: Path, label: int, skipped: Skipped, oddities: Counter[str]
     """Lines `name tag`, split from the right; lines end in a blank, names may hold some."""
     seen: set[str] = set()
     lines = read_lines(file, skipped)
-    for number, text in lines:
+    for line in lines:
+        number, text = line
         name, _, tag = text.replace("\t", " ").rpartition(" ")
         row = _Row(label, name.strip(), tag)
         where = f"{file.name} line {number}"
-        if not row.file or tag not in TAGS:
+        if row.file == without_suffix(row.file) or tag not in TAGS:
+            refuse_cut_off(file, line, lines, "a name and a tag 0, 1 or 2")
             oddities["malformed"] += 1
             skipped.append((where, f"expected a name and a tag 0, 1 or 2, found {text[-60:]!r}"))
-        elif row.file in seen:
+        elif row.id in seen:
             oddities["repeated"] += 1
             skipped.append((where, f"{row.file} stands twice in this file"))
         else:
-            seen.add(row.file)
+            seen.add(row.id)
             yield row
     if not seen:
         raise DatasetError(

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from msq.errors import DatasetError, UsageError, VideoError
 from msq.extract.datasets.annotation_text import Skipped, positive, read_lines
 from msq.extract.datasets.dataset import Clip, Dataset, Split
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.media_index import MediaIndex, Place
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
@@ -103,11 +104,13 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         split: Split = "test" if name.endswith(f"-{part}-gray") else "train"
         clips += _cut(name, place, _labels(file), split, chosen, fps, found)
     if not clips:
-        raise DatasetError(
-            f"{root}: expected label files such as {VIDEOS[0]}-label.txt (36, one line per frame) "
-            f"with at least {LENGTH} lines, found none; unpack ets_dataset_concordia1_v1 here"
+        raise absent(
+            root,
+            f"label files such as {VIDEOS[0]}-label.txt (36, one line per frame) with at least "
+            f"{LENGTH} lines",
+            "unpack ets_dataset_concordia1_v1 here",
         )
-    absent = found.oddities["absent_videos"]
+    there = len(VIDEOS) - found.oddities["absent_videos"]
     return Reading(
         Dataset(NAME, CLASSES, "multilabel", tuple(clips), "map", tuple(found.skipped)),
         count_splits(clips),
@@ -115,7 +118,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         found.oddities,
         {"videos": len(VIDEOS)},
         (
-            f"test videos are period*-{part}-gray; {len(VIDEOS) - absent} of {len(VIDEOS)} videos",
+            f"test videos are period*-{part}-gray; {there} of {len(VIDEOS)} videos",
             "the order of the 12 label columns is assumed to be that of the authors' code",
             "the paper's metric is element-wise accuracy at 0.5, where predicting nothing is "
             "already right for most labels; look at mAP and F1 beside it",

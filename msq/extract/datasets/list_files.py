@@ -12,6 +12,7 @@ from typing import NamedTuple
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.annotation_text import Skipped
 from msq.extract.datasets.dataset import SPLITS, Clip, Dataset, Split, Task
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.media_index import MediaIndex, Place, without_suffix
 from msq.extract.datasets.reading import Reading
@@ -101,10 +102,7 @@ def find_lists(
         if files:
             found[split] = files[0]
     if not found:
-        raise DatasetError(
-            f"{root}: expected {needs}, found none; name the lists with --option train=FILE and "
-            "test=FILE"
-        )
+        raise absent(root, needs, "name the lists with --option train=FILE and test=FILE")
     return found
 
 

@@ -1,20 +1,13 @@
-"""Finding a dataset's files below `--root`, however its archives were unpacked."""
+"""Finding a dataset's annotation files below `--root`, however its archives were unpacked."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from msq.errors import DatasetError
-from msq.extract.datasets.folder import SUFFIXES
-
-Kind = Literal["video", "frames"]
+from msq.extract.datasets.archives import is_archive, packed
 
 
 def require_root(root: Path, needs: str) -> Path:
@@ -26,7 +19,11 @@ def require_root(root: Path, needs: str) -> Path:
     root = Path(root)
     if not root.is_dir():
         found = "a file" if root.is_file() else "nothing there"
-        raise DatasetError(f"{root}: expected a folder with {needs}, found {found}")
+        remedy = "unpack it" if root.is_file() and is_archive(root.name) else "check the path"
+        raise DatasetError(
+            f"{root}: expected a folder with {needs}, found {found}; {remedy} and name the folder "
+            "as --root"
+        )
     return root
 
 
@@ -46,9 +43,19 @@ def require_file(root: Path, name: str, folders: Sequence[str], remedy: str) -> 
     if file is None:
         places = ", ".join(f or "the root itself" for f in folders if not f or (root / f).is_dir())
         raise DatasetError(
-            f"{root}: expected {name} (looked in {places}), found {_listing(root)}; {remedy}"
+            f"{root}: expected {name} (looked in {places}), found {_listing(root)}{packed(root)}; "
+            f"{remedy}"
         )
     return file
+
+
+def absent(root: Path, needs: str, remedy: str) -> DatasetError:
+    """The error for annotations that are nowhere below the root: it says what is there instead.
+
+    Where an archive lies there still packed, it is named.
+    """
+    there = f"there: {_listing(root)}{packed(root)}"
+    return DatasetError(f"{root}: expected {needs}, found none; {remedy} ({there})")
 
 
 def _listing(root: Path, shown: int = 6) -> str:
@@ -57,70 +64,3 @@ def _listing(root: Path, shown: int = 6) -> str:
         return "an empty folder"
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-@dataclass(frozen=True)
-class Media:
-    """Videos or frame folders named by clip id, in the first of some folders that has them.
-
-    Attributes:
-        root: the dataset's root.
-        places: (folder below the root, `video` or `frames`) in the order of preference.
-    """
-
-    root: Path
-    places: tuple[tuple[str, Kind], ...]
-
-    @cached_property
-    def _index(self) -> tuple[dict[str, Path], ...]:
-        # One listing of each folder in place of a look at the disk for each clip and folder.
-        return tuple(_entries(self.root / folder, kind) for folder, kind in self.places)
-
-    @cached_property
-    def _expected(self) -> tuple[Path, Kind]:
-        present = [(f, k) for f, k in self.places if f and (self.root / f).is_dir()]
-        folder, kind = (present or list(self.places))[0]
-        return self.root / folder, kind
-
-    def find(self, name: str) -> tuple[Path, str] | None:
-        """(path, folder it is in), or None."""
-        for (folder, kind), entries in zip(self.places, self._index, strict=True):
-            if name in entries:
-                return entries[name], f"{folder or 'the root'} ({kind})"
-        return None
-
-    def path(self, name: str) -> Path:
-        """Where the clip is, or where it was expected."""
-        found = self.find(name)
-        if found is not None:
-            return found[0]
-        folder, kind = self._expected
-        return folder / (f"{name}.mp4" if kind == "video" else name)
-
-    def sources(self, names: Iterable[str]) -> Counter[str]:
-        """How many of the clips each folder gives."""
-        return Counter(found[1] for n in names if (found := self.find(n)) is not None)
-
-    def empty_folders(self, names: Iterable[str]) -> int:
-        """Clips whose frame folder holds nothing."""
-        folders = (found[0] for n in names if (found := self.find(n)) is not None)
-        return sum(1 for p in folders if p.is_dir() and not _any_entry(p))
-
-
-def _entries(folder: Path, kind: Kind) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    found: dict[str, Path] = {}
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            stem, suffix = os.path.splitext(entry.name)
-            if kind == "frames" and entry.is_dir():
-                found[entry.name] = Path(entry.path)
-            elif kind == "video" and suffix.lower() in SUFFIXES and entry.is_file():
-                found.setdefault(stem, Path(entry.path))
-    return found
-
-
-def _any_entry(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return next(entries, None) is not None

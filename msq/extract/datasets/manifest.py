@@ -1,9 +1,10 @@
 """The plain way in: a manifest (CSV with a header, or JSONL) to a Dataset.
 
 Columns: `path` (relative to the manifest), `labels` (names joined by `;`, may be empty; a JSON
-list in JSONL), `split`, and optionally `id`, `start`, `end` (seconds). A line that cannot be used
-is left out and listed in `Dataset.skipped` with its line number and reason; a manifest that
-cannot be read at all is a `DatasetError`.
+list in JSONL), `split`, and optionally `id`, `start`, `end` (seconds) and `unknown` (names, written
+as `labels` are, of which nobody knows whether the clip has them). A line that cannot be used is
+left out and listed in `Dataset.skipped` with its line number and reason; a manifest that cannot be
+read at all is a `DatasetError`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from msq.errors import DatasetError
 from msq.extract.datasets.dataset import SPLITS, Clip, Dataset, Task
 
 REQUIRED = ("path", "labels", "split")
-OPTIONAL = ("id", "start", "end")
+OPTIONAL = ("id", "start", "end", "unknown")
 Policy = Literal["skip", "error"]
 
 
@@ -36,6 +37,7 @@ class _Row(NamedTuple):
     end: float | None
     labels: tuple[str, ...]
     split: str
+    unknown: tuple[str, ...] = ()
 
 
 class _BadLine(ValueError):
@@ -80,9 +82,9 @@ def read_manifest(
                 row = row._replace(id=row.longer_id)  # `a.avi` beside `a.mp4`: two clips
             if row.id in seen:
                 raise _BadLine(f"duplicate id {row.id!r}, first used on {seen[row.id].where}")
-            unknown = [x for x in row.labels if known is not None and x not in known]
-            if unknown:
-                raise _BadLine(f"unknown label {unknown[0]!r}: not in {classes}")
+            strange = [x for x in _named(row) if known is not None and x not in known]
+            if strange:
+                raise _BadLine(f"unknown label {strange[0]!r}: not in {classes}")
         except _BadLine as bad:
             if policy == "error":
                 raise DatasetError(f"manifest {path}, {where}: {bad}") from None
@@ -93,7 +95,7 @@ def read_manifest(
     if not rows:
         first = f"; the first, {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise DatasetError(f"manifest {path}: no usable line, {len(skipped)} left out{first}")
-    names = known if known is not None else tuple(sorted({x for r in rows for x in r.labels}))
+    names = known if known is not None else tuple(sorted({x for r in rows for x in _named(r)}))
     if not names:
         raise DatasetError(f"manifest {path}: no line has a label, so there are no classes")
     return Dataset(
@@ -222,7 +224,9 @@ def _row(path: Path, where: str, record: dict[str, Any] | str, task: Task) -> _R
     start, end = _seconds(record, "start"), _seconds(record, "end")
     if start is not None and end is not None and start >= end:
         raise _BadLine(f"empty cut: start {start:g} is not before end {end:g}")
-    labels = _labels(record["labels"])
+    labels, unknown = _labels(record["labels"]), _labels(record.get("unknown"))
+    if both := [x for x in unknown if x in labels]:
+        raise _BadLine(f"{both[0]!r} stands under labels and under unknown: it can be one of them")
     if task == "singlelabel" and len(labels) > 1:
         raise _BadLine(f"expected one label (single-label task), found {len(labels)}")
     relative = relative.strip()
@@ -231,7 +235,7 @@ def _row(path: Path, where: str, record: dict[str, Any] | str, task: Task) -> _R
     if not identity:
         identity = _default_id(path.parent, relative, start, end)
         longer = _default_id(path.parent, relative, start, end, suffix=True)
-    return _Row(where, identity, longer, path.parent / relative, start, end, labels, split)
+    return _Row(where, identity, longer, path.parent / relative, start, end, labels, split, unknown)
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -245,6 +249,11 @@ def _labels(value: Any) -> tuple[str, ...]:
     else:
         raise _BadLine(f"malformed line: expected label names, found {value!r}")
     return tuple(dict.fromkeys(x.strip() for x in names if x.strip()))
+
+
+def _named(row: _Row) -> tuple[str, ...]:
+    """Every class that a line speaks of."""
+    return (*row.labels, *row.unknown)
 
 
 def _seconds(record: dict[str, Any], key: str) -> float | None:
@@ -291,6 +300,7 @@ def _clips(rows: list[_Row], classes: tuple[str, ...]) -> tuple[Clip, ...]:
             end=row.end,
             labels=tuple(sorted(index[label] for label in row.labels)),
             split=row.split,  # type: ignore[arg-type]  # checked against SPLITS in _row
+            unknown=tuple(sorted(index[label] for label in row.unknown)),
         )
         for row in rows
     )

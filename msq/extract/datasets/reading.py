@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from msq.errors import DatasetError
@@ -26,7 +26,8 @@ class Reading:
         published: numbers that the field reports, under the same names.
         notes: what else a user must know.
         regular: items of `dataset.skipped` that are left out by the dataset's own rules (unused in
-            a split, ambiguous), and not because they cannot be used.
+            a split, ambiguous), and not because they cannot be used; `Dataset.regular` of what
+            the adapter's `read` gives.
     """
 
     dataset: Dataset
@@ -78,7 +79,7 @@ def make_adapter(
                     f"{root}: {item}: {reason} ({len(unusable)} such items in all; "
                     "--option policy=skip leaves them out)"
                 )
-        return reading.dataset
+        return replace(reading.dataset, regular=reading.regular)
 
     return Adapter(
         name=name,

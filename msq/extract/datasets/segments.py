@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from msq.errors import UsageError
+from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.annotation_text import Skipped, read_lines
 from msq.extract.datasets.dataset import Clip, Split
 from msq.extract.datasets.media_index import Place
@@ -145,6 +145,11 @@ def read_video_info(files: Iterable[Path], skipped: Skipped) -> dict[str, Film]:
     for file in files:
         header, *rows = read_lines(file, skipped)
         names = [cell.strip() for cell in header.text.split(",")]
+        if missing := [name for name in ("video", "fps", "count") if name not in names]:
+            raise DatasetError(
+                f"{file}: expected comma-separated columns video, fps and count, found no "
+                f"{missing[0]} in {header.text[:60]!r}; take the file as published, or move it away"
+            )
         for row in rows:
             record = dict(zip(names, row.text.split(","), strict=False))
             try:

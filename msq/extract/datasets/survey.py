@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msq.errors import VideoError
 from msq.extract.datasets.adapter import SplitCount, Survey
+from msq.extract.datasets.archives import packed
 from msq.extract.datasets.dataset import SPLITS, Clip, Dataset
-from msq.extract.datasets.locate import Media
 
 EXAMPLES = 5
 
@@ -52,19 +54,54 @@ def survey_dataset(
 def survey_media(
     name: str,
     data: Dataset,
-    media: Media,
+    root: Path,
     *,
     oddities: Mapping[str, int],
     published: Mapping[str, int],
     notes: tuple[str, ...],
 ) -> Survey:
     """A survey that also says which folders the clips come from."""
-    ids = [clip.id for clip in data.clips]
-    sources = tuple(f"{n} clips from {where}" for where, n in media.sources(ids).items())
-    counted = {**oddities, "empty_frame_folders": media.empty_folders(ids)}
+    sources: Counter[str] = Counter()
+    empty = 0
+    for path in (clip.path for clip in data.clips if clip.path.exists()):
+        kind = "frames" if path.is_dir() else "video"
+        folder = "the root" if path.parent == root else _relative(path.parent, root)
+        sources[f"{folder} ({kind})"] += 1
+        empty += kind == "frames" and not any(path.iterdir())
     return survey_dataset(
-        name, data, media.root, oddities=counted, published=published, notes=(*sources, *notes)
+        name,
+        data,
+        root,
+        oddities={**oddities, "empty_frame_folders": empty},
+        published=published,
+        notes=(*(f"{n} clips from {where}" for where, n in sources.items()), *notes),
     )
+
+
+def missing_media(data: Dataset, root: Path) -> str:
+    """How many clips have no file, the first of them, and what lies there packed; or nothing."""
+    missing = [clip.path for clip in data.clips if not clip.path.exists()]
+    if not missing:
+        return ""
+    return (
+        f"{len(missing)} of {len(data.clips)} clips have no file below {root.name}, the first: "
+        f"{_relative(missing[0], root)}{packed(root)}"
+    )
+
+
+def require_media(data: Dataset, root: Path) -> None:
+    """Refuse to begin where not a single clip has its file.
+
+    Raises:
+        VideoError: so it is; the message names the first file, and archives still packed.
+    """
+    if data.clips and not any(clip.path.exists() for clip in data.clips):
+        raise VideoError(
+            f"{root}: expected videos or frame folders such as "
+            f"{_relative(data.clips[0].path, root)}, found none of {len(data.clips)} clips"
+            f"{packed(root)}; unpack the videos there (msq datasets check {data.name} says where "
+            "they are looked for)"
+        )
 
 
 def count_splits(clips: Sequence[Clip]) -> dict[str, SplitCount]:

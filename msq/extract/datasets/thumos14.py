@@ -29,10 +29,12 @@ from msq.extract.datasets.annotation_text import (
     first_folder,
     positive,
     read_lines,
+    refuse_cut_off,
     to_seconds,
 )
 from msq.extract.datasets.dataset import Clip, Dataset, Split, Task
 from msq.extract.datasets.folder import SUFFIXES
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.media_index import MediaIndex, Place, without_suffix
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
@@ -151,9 +153,10 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
 
     test = _read_part(root, "test", "test")
     if test is None:
-        raise DatasetError(
-            f"{root}: expected the class files of THUMOS14 (annotation/{CLASSES[0]}_test.txt and "
-            "19 more), found none; unpack TH14_Temporal_annotations_test.zip here"
+        raise absent(
+            root,
+            f"the class files of THUMOS14 (annotation/{CLASSES[0]}_test.txt and 19 more)",
+            "unpack TH14_Temporal_annotations_test.zip here",
         )
     parts = {"test": test}
     ucf = _ucf101(root, options.get("ucf101", ""), classes)
@@ -181,7 +184,15 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
             regular += part.regular
     task: Task = "singlelabel" if view == "official" else "multilabel"
     return Reading(
-        Dataset(NAME, classes, task, tuple(clips), "top1", (*regular, *skipped)),
+        Dataset(
+            NAME,
+            classes,
+            task,
+            tuple(clips),
+            "top1",
+            (*regular, *skipped),
+            variant=f"{view} view",
+        ),
         splits,
         media.missing,
         oddities,
@@ -261,12 +272,14 @@ def _check_class_list(file: Path) -> None:
 def _read_class_file(file: Path, label: int, split: Split, part: _Part) -> None:
     before = len(part.segments)
     lines = read_lines(file, part.skipped)
-    for number, text in lines:
+    for line in lines:
+        number, text = line
         where = f"{file.name} line {number}"
         try:
             video, start, end = text.split()
             segment = Segment(video, to_seconds(start), to_seconds(end), label, split, where)
         except ValueError:
+            refuse_cut_off(file, line, lines, "a video, start and end")
             part.oddities["malformed"] += 1
             part.skipped.append((where, f"expected a video, start and end, found {text[:60]!r}"))
             continue
@@ -318,9 +331,10 @@ def _read_table(file: Path) -> _Part:
     if missing := [c for c in ("video", "type", "start", "end") if c not in columns]:
         raise DatasetError(
             f"{file}: expected comma-separated columns video, type, start and end, found no "
-            f"{missing[0]} in {header.text[:60]!r}"
+            f"{missing[0]} in {header.text[:60]!r}; take the file as published"
         )
-    for number, text in rows:
+    for line in rows:
+        number, text = line
         where = f"{file.name} line {number}"
         row = dict(zip(columns, (cell.strip() for cell in text.split(",")), strict=False))
         try:
@@ -332,6 +346,7 @@ def _read_table(file: Path) -> _Part:
                 continue
             label = CLASSES.index(row["type"])
         except (KeyError, ValueError):
+            refuse_cut_off(file, line, rows, "a class of THUMOS14 and times")
             part.oddities["malformed"] += 1
             part.skipped.append((where, f"expected a class of THUMOS14 and times: {text[:60]!r}"))
             continue
@@ -340,7 +355,10 @@ def _read_table(file: Path) -> _Part:
     part.oddities["ambiguous"] = len(ambiguous)
     part.oddities["videos_without_class"] = len({v for v, _ in ambiguous} - part.seen)
     if not part.segments:
-        raise DatasetError(f"{file}: expected segments of THUMOS14 classes, found none")
+        raise DatasetError(
+            f"{file}: expected segments of THUMOS14 classes ({CLASSES[0]}, …), found none: is it "
+            "the table of another dataset? take the file as published"
+        )
     return part
 
 

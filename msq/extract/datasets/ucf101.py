@@ -5,7 +5,9 @@ agree with `classInd.txt`; where that file is absent the train list gives the or
 One class is written in two ways, `HandstandPushups` (folder) and `v_HandStandPushups_…` (files);
 videos are found under either, in any case.
 
-Oddities: `name_case` (rows whose folder and file name write the class differently), `malformed`,
+With `split=all` the dataset has the clips that any split uses, and the splits as partitions.
+
+Oddities: `name_case` (clips whose folder and file name write the class differently), `malformed`,
 `repeated` and `unknown_class` (lines left out), `in_train_and_test` (left out of test).
 """
 
@@ -13,14 +15,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from msq.errors import DatasetError
 from msq.extract.datasets.adapter import SplitCount
-from msq.extract.datasets.annotation_text import Skipped, class_names, first_folder, read_lines
+from msq.extract.datasets.annotation_text import (
+    Skipped,
+    class_names,
+    first_folder,
+    read_lines,
+    refuse_cut_off,
+)
 from msq.extract.datasets.dataset import Clip, Dataset, Split
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.media_index import MediaIndex, without_suffix
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
@@ -32,7 +42,7 @@ PUBLISHED = {
     **{"split3/train": 9624, "split3/test": 3696},
 }
 OPTIONS = {
-    "split": "1, 2 or 3; 1",
+    "split": "1, 2, 3, or all: one store for the three, told apart by train-head --partition; 1",
     "names": "official (ApplyEyeMakeup) or readable (Apply Eye Makeup); official",
 }
 _FOLDERS = (
@@ -55,8 +65,8 @@ class _Row(NamedTuple):
         return PurePosixPath(self.path).parent.name
 
 
-def read_ucf101(root: Path, *, split: int = 1, names: str = "official") -> Dataset:
-    """Read one of the three splits; the arguments are those of `OPTIONS`.
+def read_ucf101(root: Path, *, split: int | str = 1, names: str = "official") -> Dataset:
+    """Read one of the three splits, or `all`; the arguments are those of `OPTIONS`.
 
     Raises:
         DatasetError: lists are missing, of another dataset or in another format.
@@ -66,26 +76,44 @@ def read_ucf101(root: Path, *, split: int = 1, names: str = "official") -> Datas
 
 
 def _load(root: Path, options: Mapping[str, str]) -> Reading:
-    wanted = choice(NAME, options, "split", ("1", "2", "3"), "1")
+    wanted = choice(NAME, options, "split", ("1", "2", "3", "all"), "1")
+    numbers = ("1", "2", "3") if wanted == "all" else (wanted,)
     style = choice(NAME, options, "names", ("official", "readable"), "official")
     skipped: Skipped = []
     oddities: Counter[str] = Counter()
-    folder = first_folder(root, _FOLDERS, f"trainlist0{wanted}.txt")
+    folder = first_folder(root, _FOLDERS, f"trainlist0{numbers[0]}.txt")
     if folder is None:
-        raise DatasetError(
-            f"{root}: expected trainlist0{wanted}.txt and testlist0{wanted}.txt, found none; "
-            "unpack UCF101TrainTestSplits-RecognitionTask.zip here"
+        raise absent(
+            root,
+            f"trainlist0{numbers[0]}.txt and testlist0{numbers[0]}.txt",
+            "unpack UCF101TrainTestSplits-RecognitionTask.zip here",
         )
     lists = {
-        part: _read_list(folder / f"{part}list0{wanted}.txt", skipped, oddities) for part in _PARTS
+        k: {p: _read_list(folder / f"{p}list0{k}.txt", skipped, oddities) for p in _PARTS}
+        for k in numbers
     }
-    classes = _classes(folder, lists["train"])
-    clips = _clips(lists, classes, media := MediaIndex(root, _VIDEOS), skipped, oddities)
-    notes = [f"split {wanted}; the field reports the mean top-1 over the three splits"]
+    classes = _classes(folder, [row for parts in lists.values() for row in parts["train"]])
+    media = MediaIndex(root, _VIDEOS)
+    found = {k: _clips(parts, classes, media, skipped, oddities) for k, parts in lists.items()}
+    clips = _union(found)
+    oddities["name_case"] = sum(_written_otherwise(clip.id) for clip in clips)
+    notes = [
+        f"split {wanted}; the field reports the mean top-1 over the three splits (--option "
+        "split=all, then train-head --partition all)"
+    ]
     if not (folder / "classInd.txt").is_file():
         notes.append("no classInd.txt: the class order is that of the labels in the train list")
     return Reading(
-        Dataset(NAME, class_names(classes, style), "singlelabel", clips, "top1", tuple(skipped)),
+        Dataset(
+            NAME,
+            class_names(classes, style),
+            "singlelabel",
+            clips,
+            "top1",
+            tuple(skipped),
+            partitions=_partitions(clips, found) if wanted == "all" else {},
+            variant="all splits" if wanted == "all" else f"split {wanted}",
+        ),
         _all_splits(folder),
         media.missing,
         oddities,
@@ -102,10 +130,12 @@ def _read_list(file: Path, skipped: Skipped, oddities: Counter[str]) -> list[_Ro
     """
     rows = []
     lines = read_lines(file, skipped)
-    for number, text in lines:
+    for line in lines:
+        number, text = line
         where = f"{file.name} line {number}"
         found = re.fullmatch(r"([^,/\\]+/[^/\\]+?)(?:[ \t]+(\d+))?", text)
         if found is None or found[1] == without_suffix(found[1]):
+            refuse_cut_off(file, line, lines, "Class/video.avi and maybe a label")
             oddities["malformed"] += 1
             skipped.append((where, f"expected Class/video.avi and maybe a label: {text[:60]!r}"))
             continue
@@ -156,7 +186,8 @@ def _read_class_file(file: Path) -> dict[int, str]:
         key, _, name = text.partition(" ")
         if not key.isdecimal() or not name.strip() or int(key) in named:
             raise DatasetError(
-                f"{file}, line {number}: expected `1 ApplyEyeMakeup`, found {text[:60]!r}"
+                f"{file}, line {number}: expected `1 ApplyEyeMakeup`, found {text[:60]!r}; take "
+                "classInd.txt as published"
             )
         named[int(key)] = name.strip()
     return named
@@ -168,7 +199,8 @@ def _clips(
     media: MediaIndex,
     skipped: Skipped,
     oddities: Counter[str],
-) -> tuple[Clip, ...]:
+) -> dict[str, Clip]:
+    """The clips of one split, by id."""
     index = {name: k for k, name in enumerate(classes)}
     clips: dict[str, Clip] = {}
     for part, rows in lists.items():
@@ -182,8 +214,6 @@ def _clips(
                 oddities["repeated" if same else "in_train_and_test"] += 1
                 skipped.append((row.where, f"{row.path} is in {clips[identity].split} already"))
             else:
-                written = PurePosixPath(row.path).name.split("_")[1:2]
-                oddities["name_case"] += written != [row.folder]
                 path = media.find(row.path).path
                 clips[identity] = Clip(identity, path, None, None, (index[row.folder],), part)
     if not clips:
@@ -191,7 +221,33 @@ def _clips(
             f"no line of the lists has a class of classInd.txt ({classes[0]}, …); the first: "
             f"{lists['train'][0].path}: is it the class file of another dataset?"
         )
-    return tuple(clips.values())
+    return clips
+
+
+def _union(found: Mapping[str, Mapping[str, Clip]]) -> tuple[Clip, ...]:
+    """The clips of all splits; those that the first does not have are its `val`."""
+    first = next(iter(found.values()))
+    rest: dict[str, Clip] = {}
+    for clips in found.values():
+        for name, clip in clips.items():
+            if name not in first:
+                rest.setdefault(name, replace(clip, split="val"))
+    return (*first.values(), *rest.values())
+
+
+def _partitions(
+    clips: Sequence[Clip], found: Mapping[str, Mapping[str, Clip]]
+) -> dict[str, tuple[str, ...]]:
+    return {
+        f"split{k}": tuple(part[c.id].split if c.id in part else "" for c in clips)
+        for k, part in found.items()
+    }
+
+
+def _written_otherwise(identity: str) -> bool:
+    """Whether folder and file name write the class differently."""
+    path = PurePosixPath(identity)
+    return path.name.split("_")[1:2] != [path.parent.name]
 
 
 def _all_splits(folder: Path) -> dict[str, SplitCount]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msq.errors import DatasetError
-from msq.extract.datasets.annotation_text import Skipped, read_lines
+from msq.extract.datasets.annotation_text import Skipped, read_lines, refuse_cut_off
 from msq.extract.datasets.dataset import Clip, Dataset, Split, Task
+from msq.extract.datasets.locate import absent
 from msq.extract.datasets.media_index import MediaIndex
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
@@ -92,9 +93,10 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
     labels = choice(NAME, options, "labels", ("actions", "group"), "actions")
     top = next((root / f for f in _FOLDERS if any((root / f).glob("*/annotations.txt"))), None)
     if top is None:
-        raise DatasetError(
-            f"{root}: expected folders 0 to {VIDEOS - 1} with annotations.txt in each, found none; "
-            "unpack volleyball.zip here"
+        raise absent(
+            root,
+            f"folders 0 to {VIDEOS - 1} with annotations.txt in each",
+            "unpack volleyball.zip here",
         )
     found = _Findings()
     media = MediaIndex(top, [""], flat=False)
@@ -110,6 +112,12 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
                 "unpack volleyball.zip again"
             )
         clips += _read_video(folder, video, labels, media, found)
+    if not clips:
+        first = found.skipped[0] if found.skipped else ("0 to 54", "no such folders")
+        raise DatasetError(
+            f"{top}: expected annotations.txt with the {labels} of Volleyball, found no line that "
+            f"can be used ({first[0]}: {first[1]}): is it the annotation of another dataset?"
+        )
     task: Task = "multilabel" if labels == "actions" else "singlelabel"
     there = VIDEOS - found.oddities["absent_videos"]
     return Reading(
@@ -141,11 +149,13 @@ def _read_video(
     clips: dict[str, Clip] = {}
     lines = read_lines(file, found.skipped)
     rows = 0
-    for number, text in lines:
+    for line in lines:
+        number, text = line
         item = f"{video}/annotations.txt line {number}"
         try:
             row = _parse(text)
         except _BadLine as bad:
+            refuse_cut_off(file, line, lines, "five fields for each player (X Y W H action)")
             found.oddities["malformed"] += 1
             found.skipped.append((item, str(bad)))
             continue

@@ -4,6 +4,7 @@ from msq.extract.encoders.clip import ImageEncoder, TextEncoder
 from msq.extract.encoders.encoder import Encoder, VideoEncoder
 from msq.extract.encoders.registry import list_encoders, load_clip, load_video_encoder
 from msq.extract.encoders.spec import EncoderSpec, difference
+from msq.extract.encoders.text_families import load_text_encoder
 from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "difference",
     "list_encoders",
     "load_clip",
+    "load_text_encoder",
     "load_video_encoder",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from msq.errors import UsageError
 from msq.extract.encoders.encoder import Encoder
+from msq.extract.encoders.prompts import Prompt, averaged, templates_of
 from msq.extract.encoders.spec import EncoderSpec
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -69,12 +70,13 @@ class TextEncoder(Encoder):
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
 
-    def __call__(self, texts: Sequence[str], prompt: str = "{}") -> Tensor:
+    def __call__(self, texts: Sequence[str], prompt: Prompt = "{}") -> Tensor:
         """Encodes names, each put into the prompt in place of `{}`.
 
         Args:
             texts: K strings.
-            prompt: template with one or more `{}`.
+            prompt: template with one or more `{}`; several templates are averaged as
+                `msq.extract.encoders.prompts` says.
 
         Returns:
             [K, D] float32, not normalised to unit length.
@@ -84,9 +86,14 @@ class TextEncoder(Encoder):
         """
         if isinstance(texts, str):
             raise UsageError(f"{self.spec.slug}: expected a list of strings, found one string")
-        if "{}" not in prompt:
-            raise UsageError(f"prompt {prompt!r} has no {{}} for the class name")
-        filled = [prompt.replace("{}", text) for text in texts]
+        templates = templates_of(prompt)
+        if len(templates) == 1:
+            return self._encode([templates[0].replace("{}", text) for text in texts])
+        return averaged(
+            self._encode([template.replace("{}", text) for text in texts]) for template in templates
+        )
+
+    def _encode(self, filled: list[str]) -> Tensor:
         parts = [
             self._run(cast(Any, self.model).encode_text, self.tokenizer(batch).to(self.device))
             for batch in (filled[i : i + _TEXT_BATCH] for i in range(0, len(filled), _TEXT_BATCH))
@@ -105,3 +112,20 @@ class TextEncoder(Encoder):
             return []
         words = (word.lower() for word in _WORD.findall(text))
         return list(dict.fromkeys(w for w in words if w not in self.vocabulary))
+
+    def too_long(self, texts: Sequence[str], prompt: Prompt = "{}") -> list[str]:
+        """Those of the texts that do not fit into the model's context, with any template.
+
+        What is beyond it is cut off before the model sees it.
+        """
+        return [
+            text
+            for text in texts
+            if any(self._is_cut(t.replace("{}", text)) for t in templates_of(prompt))
+        ]
+
+    def _is_cut(self, filled: str) -> bool:
+        encode = getattr(self.tokenizer, "encode", None)
+        context = getattr(self.tokenizer, "context_length", None)
+        # A start and an end token stand around the text's own.
+        return encode is not None and context is not None and len(encode(filled)) + 2 > context

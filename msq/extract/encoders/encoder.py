@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from msq.errors import UsageError
-from msq.extract.encoders.pooling import pool
-from msq.extract.encoders.spec import EncoderSpec, Precision
+from msq.extract.encoders.pooling import TokenOrder, pool
+from msq.extract.encoders.spec import EncoderSpec, Pooling, Precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
@@ -82,7 +82,17 @@ class Encoder:
 
 
 class VideoEncoder(Encoder):
-    """Video to tokens [B, S, D'], pooled as the spec says."""
+    """Video to tokens [B, S, D'], pooled as the spec says.
+
+    Attributes:
+        order: what the model's tokens stand for; None for TimeSformer's order.
+    """
+
+    def __init__(
+        self, model: nn.Module, spec: EncoderSpec, order: TokenOrder | None = None
+    ) -> None:
+        super().__init__(model, spec)
+        self.order = order
 
     def __call__(self, video: Tensor) -> Tensor:
         """Encodes a batch.
@@ -101,4 +111,4 @@ class VideoEncoder(Encoder):
 
     def _tokens(self, video: Tensor) -> Tensor:
         tokens = self.model(video).float()
-        return pool(tokens, self.spec.frames, self.spec.pooling)  # type: ignore[arg-type]
+        return pool(tokens, self.spec.frames, cast(Pooling, self.spec.pooling), self.order)

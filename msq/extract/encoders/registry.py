@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 import torch
 
 from msq.errors import UsageError
+from msq.extract.encoders.catalogue import list_encoders
 from msq.extract.encoders.clip import ImageEncoder, TextEncoder
 from msq.extract.encoders.embedded import (
     EMBEDDED_CLIP,
@@ -16,6 +17,12 @@ from msq.extract.encoders.embedded import (
     embedded_folder,
 )
 from msq.extract.encoders.encoder import PRECISIONS, VideoEncoder
+from msq.extract.encoders.families import (
+    LIBRARIES,
+    find_family,
+    load_video_model,
+    location_key,
+)
 from msq.extract.encoders.locations import remember
 from msq.extract.encoders.pooling import POOLINGS, pooled_tokens
 from msq.extract.encoders.spec import (
@@ -27,52 +34,12 @@ from msq.extract.encoders.spec import (
     Sampling,
     slugify,
 )
-from msq.extract.encoders.timesformer import TimeSformerConfig
-from msq.extract.encoders.timesformer_weights import SpaceResize, TimeResize, load_timesformer
+from msq.extract.encoders.timesformer_weights import SpaceResize, TimeResize
 from msq.extract.encoders.weights import FOLDER_PREFIX, WeightFiles, find_weights, sha256_file
 
+__all__ = ["list_encoders", "load_clip", "load_video_encoder"]
+
 _CLIP_FRAMES = 16  # the paper's T, where neither caller nor embedded weights say otherwise
-
-
-@dataclass(frozen=True)
-class EncoderInfo:
-    """One line of `msq encoders list`.
-
-    Attributes:
-        name: what to give as encoder name.
-        kind: `video` or `image+text`.
-        needs: where its weights come from.
-        licence: of those weights.
-    """
-
-    name: str
-    kind: str
-    needs: str
-    licence: str
-
-
-_ENCODERS = (
-    EncoderInfo("timesformer-embedded", "video", "nothing: inside the package", "Apache-2.0"),
-    EncoderInfo(
-        "timesformer",
-        "video",
-        "weights: hf-hub:facebook/timesformer-base-finetuned-k400 (or -k600, -ssv2, -hr-…), "
-        "local-dir:PATH in the same layout, or a FAIR .pyth file",
-        "the checkpoint's own; CC BY-NC 4.0 for those of FAIR",
-    ),
-    EncoderInfo("clip-embedded", "image+text", "nothing: inside the package", "Apache-2.0"),
-    EncoderInfo(
-        "ViT-B-16 and every other open_clip architecture",
-        "image+text",
-        "weights: an open_clip tag (ViT-B-16/openai), hf-hub:org/name, local-dir:PATH or a file",
-        "the checkpoint's own; MIT for openai and laion tags",
-    ),
-)
-
-
-def list_encoders() -> list[dict[str, str]]:
-    """What can be loaded: name, kind, what it needs, licence of the weights."""
-    return [asdict(encoder) for encoder in _ENCODERS]
 
 
 def load_video_encoder(
@@ -89,19 +56,25 @@ def load_video_encoder(
     std: tuple[float, ...] | None = None,
     strict: bool = True,
     *,
+    short_side: int = 0,
     time_resize: TimeResize = "nearest",
     space_resize: SpaceResize = "nearest",
 ) -> VideoEncoder:
-    """Loads a video encoder.
+    """Loads a video encoder of any family; `docs/encoders.md` lists them.
 
     Args:
-        name: `timesformer`; `timesformer-embedded` is the same without weights.
-        weights: `hf-hub:org/name`, `local-dir:PATH`, a folder or a file; the embedded ones by
-            default.
-        frames: T; the checkpoint's own by default. Another T interpolates the time embedding.
+        name: `timesformer`, `videomae`, a name as on the command line (`timm/TAG`,
+            `open_clip/ARCH/TAG`, `torchvision/NAME`, `embedded`, `hf-hub:…`, a folder), or `auto`,
+            which takes the family from `weights`. `timesformer` without weights is the embedded
+            one.
+        weights: `hf-hub:org/name`, `local-dir:PATH`, a folder or a file; with `auto`, any name of
+            the command line.
+        frames: T; the checkpoint's own by default, 16 for image models. Another T interpolates
+            TimeSformer's time embedding.
         size: height and width in pixels; the checkpoint's own by default. Another one
-            interpolates the position embedding.
-        pooling: `frame` (S = 1 + T), `band` (S = T) or `patch` (all tokens).
+            interpolates the position embedding where there is one.
+        pooling: `frame` (a global token, then one per step in time), `band` (S = T) or `patch`
+            (all tokens).
         precision: `fp32`, `bf16` or `fp16`, of the forward pass.
         device: where the model goes.
         sampling: which frames of a video the encoder is to be fed, recorded in the spec.
@@ -109,44 +82,38 @@ def load_video_encoder(
         mean: per channel; the checkpoint's own by default.
         std: likewise.
         strict: refuse a checkpoint with missing or unexpected names.
-        time_resize: `nearest` (FAIR's and Hugging Face's rule) or `linear`.
-        space_resize: `nearest` (likewise) or `bicubic`.
+        short_side: pixels of the short side before the centre crop, recorded in the spec; 0 for
+            `size`.
+        time_resize: `nearest` (FAIR's and Hugging Face's rule) or `linear`; TimeSformer alone.
+        space_resize: `nearest` (likewise) or `bicubic`; TimeSformer alone.
 
     Raises:
         UsageError: for unknown names and options.
         WeightsError: if the weights cannot be found, read or do not fit.
     """
-    if name not in ("timesformer", EMBEDDED_VIDEO):
-        raise UsageError(f"no video encoder {name!r}; there are timesformer, {EMBEDDED_VIDEO}")
-    if name == EMBEDDED_VIDEO and weights is not None:
-        raise UsageError(f"{EMBEDDED_VIDEO} has weights of its own; use 'timesformer' with others")
     _check("pooling", pooling, POOLINGS)
     _check_inputs(precision, sampling, resize)
     _check("time_resize", time_resize, get_args(TimeResize))
     _check("space_resize", space_resize, get_args(SpaceResize))
-    files = _embedded_video() if weights is None else find_weights(weights)
-    loaded = load_timesformer(
-        files,
+    found = find_family(name, weights)
+    embedded = found.family == "timesformer" and found.weights is None
+    loaded = load_video_model(
+        found,
+        _embedded_video() if embedded else None,
         frames=frames,
         size=size,
+        strict=strict,
         time_resize=time_resize,
         space_resize=space_resize,
-        strict=strict,
     )
-    config = loaded.model.config
-    if config.image_size[0] != config.image_size[1]:
-        raise UsageError(
-            f"{files.id}: made for {config.image_size[0]}x{config.image_size[1]} pixels; videos "
-            "are cropped to squares, so give size="
-        )
     spec = EncoderSpec(
-        slug=_video_slug(files.name, pooling),
+        slug=loaded.stem if pooling == "frame" else f"{loaded.stem}-{pooling}",
         kind="video",
-        architecture=_describe(config),
-        weights=files.id,
-        sha256=sha256_file(files.file),
-        frames=config.frames,
-        size=config.image_size[0],
+        architecture=loaded.architecture,
+        weights=loaded.files.id,
+        sha256=sha256_file(loaded.files.file),
+        frames=loaded.frames,
+        size=loaded.size,
         mean=_three(mean if mean is not None else loaded.mean, "mean"),
         std=_three(std if std is not None else loaded.std, "std"),
         pooling=pooling,
@@ -154,13 +121,15 @@ def load_video_encoder(
         sampling=sampling,
         resize=resize,
         output="",
-        tokens=pooled_tokens(pooling, config.frames, config.patches),
-        channels=config.width,
+        tokens=pooled_tokens(pooling, loaded.frames, loaded.patches, loaded.order),
+        channels=loaded.channels,
         resized=loaded.resized,
+        short_side=short_side,
     )
-    if weights is not None:
-        remember(spec.sha256, weights)
-    return VideoEncoder(loaded.model, spec).to(device)
+    if found.weights is not None:
+        typed = (found.typed, found.weights) if found.family in LIBRARIES else (found.weights,)
+        remember(location_key(spec.weights, spec.sha256), *typed)
+    return VideoEncoder(loaded.model, spec, loaded.order).to(device)
 
 
 def load_clip(
@@ -177,6 +146,7 @@ def load_clip(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     strict: bool = True,
+    short_side: int = 0,
 ) -> tuple[ImageEncoder, TextEncoder]:
     """Loads the two towers of a CLIP model through open_clip; they share one module.
 
@@ -196,6 +166,8 @@ def load_clip(
         mean: per channel; the model's own by default.
         std: likewise.
         strict: refuse a checkpoint with missing or unexpected names.
+        short_side: pixels of the short side before the centre crop, recorded in the spec; 0 for
+            `size`.
 
     Raises:
         UsageError: for unknown names and options.
@@ -236,6 +208,7 @@ def load_clip(
         tokens=0,
         channels=loaded.image_channels,
         resized=loaded.resized,
+        short_side=short_side,
     )
     text_spec = replace(
         image_spec,
@@ -249,6 +222,7 @@ def load_clip(
         resize="",
         channels=loaded.text_channels,
         resized="",
+        short_side=0,
     )
     if not embedded:
         remember(image_spec.sha256, name, weights)
@@ -260,20 +234,6 @@ def load_clip(
 def _embedded_video() -> WeightFiles:
     found = find_weights(f"{FOLDER_PREFIX}{embedded_folder(EMBEDDED_VIDEO)}")
     return replace(found, id="embedded")
-
-
-def _video_slug(name: str, pooling: Pooling) -> str:
-    """`timesformer-…`; poolings other than the usual one are part of the name."""
-    slug = slugify(name).removeprefix("timesformer").strip("-")
-    return "-".join(p for p in ("timesformer", slug, "" if pooling == "frame" else pooling) if p)
-
-
-def _describe(config: TimeSformerConfig) -> str:
-    stem = "" if config.stem == "patch" else f" {config.stem}-stem"
-    return (
-        f"timesformer p{config.patch_size} d{config.depth} w{config.width} h{config.heads} "
-        f"m{config.mlp_width}{stem}"
-    )
 
 
 def _three(values: tuple[float, ...], name: str) -> tuple[float, ...]:

@@ -22,6 +22,8 @@ Sampling = Literal["uniform", "official"]
 Resize = Literal["torch", "pil"]
 Output = Literal["projected", "pooler"]
 
+IMPORTED = "imported:"  # begins the weights of features that were computed elsewhere
+
 _SLUG = re.compile(r"[a-z0-9_-]+")
 _HASH_CHARACTERS = 16  # of the line; 64 bits tell any two files apart, and stay readable
 
@@ -34,8 +36,9 @@ class EncoderSpec:
         slug: name of the encoder inside a store, `[a-z0-9_-]+`.
         kind: `video`, `image` or `text`.
         architecture: readable, e.g. `timesformer p16 d12 w768 h12` or `ViT-B-16`.
-        weights: readable id such as `hf-hub:org/name`; never a path on this machine.
-        sha256: of the file that holds the weights.
+        weights: readable id such as `hf-hub:org/name`; never a path on this machine. After
+            `imported:` the name of the folder or file with features computed elsewhere.
+        sha256: of the file that holds the weights, or of the features that were imported.
         frames: T; 0 for text.
         size: height and width of the frames in pixels; 0 for text.
         mean: per channel, of pixel values in 0 to 1; empty for text.
@@ -48,6 +51,8 @@ class EncoderSpec:
         tokens: S for video, else 0.
         channels: D', D'' or D.
         resized: embeddings that were interpolated at loading and how, else empty.
+        short_side: pixels of the short side before the centre crop of `size`; 0 where they are
+            equal, which is how specs were before there was a choice.
     """
 
     slug: str
@@ -67,13 +72,21 @@ class EncoderSpec:
     tokens: int
     channels: int
     resized: str = ""
+    short_side: int = 0
 
     def __post_init__(self) -> None:
-        """Normalises mean and std to tuples of floats and checks the slug."""
+        """Normalises mean, std and the short side; checks it and the slug."""
         object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
         object.__setattr__(self, "std", tuple(float(s) for s in self.std))
         if not _SLUG.fullmatch(self.slug):
             raise UsageError(f"encoder name {self.slug!r} may hold only a-z, 0-9, _ and -")
+        if self.short_side == self.size:
+            object.__setattr__(self, "short_side", 0)
+        if self.short_side and self.short_side < self.size:
+            raise UsageError(
+                f"short side: expected at least the {self.size} pixels of the crop, found "
+                f"{self.short_side}"
+            )
 
     def line(self, dataset_name: str) -> str:
         """The readable spec string, parts joined by `|`.
@@ -86,10 +99,12 @@ class EncoderSpec:
             f"{self.slug}@{self.sha256[:_HASH_CHARACTERS]}",
             f"{self.kind} {self.architecture}",
         ]
-        if self.kind != "text":
+        if self.weights.startswith(IMPORTED):  # what frames it saw, nobody knows
+            parts += [f"T{self.frames} {self.sampling}".rstrip(), f"{self.pooling}-pool"]
+        elif self.kind != "text":
             parts += [
                 f"T{self.frames} {self.sampling}",
-                f"{self.size} {self.resize}",
+                f"{self.size}{f' of {self.short_side}' if self.short_side else ''} {self.resize}",
                 f"mean {_numbers(self.mean)} std {_numbers(self.std)}",
                 f"{self.pooling}-pool",
             ]
@@ -102,8 +117,11 @@ class EncoderSpec:
         return hashlib.sha256(self.line(dataset_name).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """All fields as JSON-able values; `short_side` only where it is set."""
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        if not self.short_side:
+            del values["short_side"]  # the same dict as stores of earlier versions hold
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:
@@ -114,7 +132,7 @@ class EncoderSpec:
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
-        missing = sorted(known - set(values) - {"resized"})
+        missing = sorted(known - set(values) - {"resized", "short_side"})
         if unknown or missing:
             raise SpecMismatch(
                 f"an encoder spec of another version: missing {', '.join(missing) or 'nothing'}, "

@@ -1,0 +1,114 @@
+"""Which shards of a store are done, for whoever fills it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msq.errors import StoreError
+from msq.extract import store_schema as schema
+from msq.extract.datasets.dataset import Dataset
+from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.shard import read_chunk, read_index
+from msq.extract.store_records import Failure, read_failures
+from msq.extract.views import CLEAN, View
+
+
+class StoreState:
+    """The shards of a store on disk: their rows, their status, what is left to do.
+
+    A shard counts as done when its status chunk is whole, the index of each of its files fits, and
+    the recorded failures are those of the status.
+
+    Attributes:
+        path: the store's directory.
+        dataset: whose clips are the rows.
+        store_dtype: dtype of the features.
+        shard: rows of one shard.
+        specs: encoder -> how its features are made.
+        views: encoder -> its views, in the order of `view`.
+    """
+
+    def __init__(
+        self, path: Path, dataset: Dataset, store_dtype: schema.StoreDtype, shard: int
+    ) -> None:
+        self.path = path
+        self.dataset = dataset
+        self.store_dtype = store_dtype
+        self.shard = shard
+        self.specs: dict[str, EncoderSpec] = {}
+        self.views: dict[str, tuple[View, ...]] = {}
+
+    @property
+    def shards(self) -> int:
+        """How many shards cover the dataset."""
+        return -(-len(self.dataset.clips) // self.shard)
+
+    def rows(self, shard: int) -> range:
+        """The rows of one shard."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, len(self.dataset.clips)))
+
+    def status(self, slug: str, shard: int, view: View = CLEAN) -> NDArray[np.uint8] | None:
+        """Status `[n]` of a shard's rows; None where there is no whole commit record."""
+        path = self._status_path(slug, shard, view)
+        if not path.exists():
+            return None
+        try:
+            return read_chunk(path, self.shard)[: len(self.rows(shard))]
+        except StoreError:
+            return None
+
+    def is_whole(
+        self, slug: str, shard: int, status: NDArray[np.uint8], view: View = CLEAN
+    ) -> bool:
+        """Whether each file that the status asks for is there and its index fits."""
+        readable = np.isin(status, (schema.OK, schema.DEGRADED))
+        number = self._number(slug, view)
+        for array in schema.feature_arrays(self.specs[slug], self.store_dtype):
+            try:
+                if array.sharded:
+                    if readable.any():
+                        path = self.path / array.key(shard, number)
+                        read_index(path, self.shard, array.row_bytes)
+                    continue
+                for row in np.asarray(self.rows(shard))[readable]:
+                    path = self.path / array.key(row, number)
+                    if path.stat().st_size != array.row_bytes + 4:
+                        return False
+            except (StoreError, FileNotFoundError):
+                return False
+        return True
+
+    def is_done(self, slug: str, shard: int, view: View = CLEAN) -> bool:
+        """Whether nothing is left to do for this encoder, shard and view."""
+        status = self.status(slug, shard, view)
+        if status is None or (status == schema.MISSING).any():
+            return False
+        bad = {
+            (row, int(code))
+            for row, code in zip(self.rows(shard), status, strict=True)
+            if code != schema.OK
+        }
+        recorded = {
+            (f.row, f.status)
+            for f in self.failures(shard)
+            if f.encoder == slug and f.view == str(view)
+        }
+        return bad == recorded and self.is_whole(slug, shard, status, view)
+
+    def failures(self, shard: int) -> list[Failure]:
+        """What is recorded for one shard, one entry for each encoder and view."""
+        path = self._failures_path(shard)
+        return read_failures(path.read_bytes()) if path.exists() else []
+
+    def _number(self, slug: str, view: View) -> int:
+        """The place of a view along `view` of an encoder's arrays."""
+        return self.views[slug].index(view)
+
+    def _status_path(self, slug: str, shard: int, view: View) -> Path:
+        return self.path / "status" / slug / "c" / str(shard) / str(self._number(slug, view))
+
+    def _failures_path(self, shard: int) -> Path:
+        return self.path / schema.FAILURES / f"{shard:05d}.json"

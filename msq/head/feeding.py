@@ -1,0 +1,93 @@
+"""What a training step is fed: its clips' features and labels, gathered into buffers it keeps.
+
+The buffers are overwritten by the next step, so that no step allocates and every step of a size
+sees the same addresses (a captured CUDA graph needs that).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from msq.head.batches import Batches
+from msq.head.features import Features
+from msq.head.stream import StreamedTokens
+
+
+class Batch(NamedTuple):
+    """One step's clips; valid until the next is asked for.
+
+    Attributes:
+        rows: [B] of the features.
+        tokens: [B, S, D'] in the feed's dtype.
+        image: [B, D''] likewise, or None.
+        labels: [B, K] uint8.
+        known: [B, K] uint8, 0 where a label is not known; None where all are.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    image: Tensor | None
+    labels: Tensor
+    known: Tensor | None
+
+
+class Feed:
+    """Batches of resident features by an index gather, of streamed ones by reading ahead.
+
+    Args:
+        features: on the device to train on.
+        batches: which rows each step takes.
+        seed: of the run, which draws the views that clips are shown in.
+        dtype: of tokens and image features.
+    """
+
+    def __init__(
+        self, features: Features, batches: Batches, seed: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._features, self._batches, self._seed, self._dtype = features, batches, seed, dtype
+        self._buffers: dict[str, Tensor] = {}
+
+    def of(self, step: int) -> Batch:
+        """The clips of one step; those of the next begin to be read where they are on disk."""
+        rows = self._batches.of(step)
+        tokens, image = self._shown(rows, step)
+        labels, known = self._features.labels, self._features.known
+        return Batch(
+            rows,
+            tokens,
+            image,
+            self._gather("labels", labels, rows, labels.dtype),
+            None if known is None else self._gather("known", known, rows, known.dtype),
+        )
+
+    def _shown(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens and image features that a step sees of its clips."""
+        features, dtype = self._features, self._dtype
+        if features.train_views is not None:
+            tokens, image = features.train_views.of(rows, self._seed, step)
+            return tokens.to(dtype), None if image is None else image.to(dtype)
+        if isinstance(features.tokens, StreamedTokens):
+            tokens = features.tokens[rows].to(dtype)
+            features.tokens.prefetch(self._batches.of(step + 1))  # read while this step runs
+        else:
+            tokens = self._gather("tokens", features.tokens, rows, dtype)
+        image = features.image
+        return tokens, None if image is None else self._gather("image", image, rows, dtype)
+
+    def _gather(self, name: str, values: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of a resident tensor in a buffer of this name."""
+        out = self._buffer(name, values, len(rows), values.dtype)
+        torch.index_select(values, 0, rows, out=out)
+        if dtype == values.dtype:
+            return out
+        return self._buffer(f"{name} cast", values, len(rows), dtype).copy_(out)
+
+    def _buffer(self, name: str, like: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        found = self._buffers.get(name)
+        if found is None or len(found) < count:
+            found = torch.empty((count, *like.shape[1:]), dtype=dtype, device=like.device)
+            self._buffers[name] = found
+        return found[:count]
