@@ -137,6 +137,8 @@ class TrainConfig:
             Both compute the same, with the same dropout.
         precision: of the training steps: `fp32`, `bf16` (with float32 parameters, optimiser, norms
             and loss), or `auto`: bf16 on a GPU, fp32 elsewhere. Scoring is float32.
+        kernels: of the packed head: `reference` (PyTorch), `triton` (refused where it cannot run),
+            or `auto`: Triton where a recorded measurement on this kind of GPU says it is faster.
     """
 
     protocol: Protocol = "paper"
@@ -152,6 +154,7 @@ class TrainConfig:
     ema: float = 0.99
     path: Literal["auto", "plain", "packed"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    kernels: Literal["auto", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that no loop can have."""

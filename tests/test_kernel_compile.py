@@ -17,7 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
+from msq.kernels.cross_attention import columns, token_pieces
 from msq.kernels.gpu import bits as gpu_bits
+from msq.kernels.gpu import cross_attention as gpu_cross_attention
+from msq.kernels.gpu import cross_attention_short as gpu_cross_attention_short
+from msq.kernels.gpu import ffn as gpu_ffn
 from msq.kernels.gpu import norm as gpu_norm
 from msq.kernels.gpu import self_attention as gpu_self_attention
 from msq.kernels.tiles import find_tile
@@ -110,3 +114,65 @@ def test_self_attention_fits_without_spills(architecture: int, factorised: bool)
         assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
         if architecture == 90:
             assert "wgmma" in compiled.asm["ptx"]
+
+
+ABSORBED = {**dict.fromkeys(("x", "keys", "values", "out", "h", "do", "dh", "dx", "dropped", "ds",
+                             "beta", "out_bias"), "*bf16"),
+            **dict.fromkeys(("weight", "bias", "mean", "rstd"), "*fp32"),
+            **dict.fromkeys(("bits", "residual_bits"), "*i32"),
+            "K": "i32", "scale": "fp32", "eps": "fp32"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tokens"),
+    [(80, 17), (80, 20), (80, 24), (80, 32), (90, 16), (90, 17), (90, 20), (90, 32), (100, 17),
+     (100, 32)],
+)  # fmt: skip
+def test_absorbed_cross_attention_fits_without_spills(architecture: int, tokens: int) -> None:
+    main, extra = token_pieces(tokens, 8)
+    constants = {"T": tokens, "D": 512, "H": 8, "MAIN": main, "EXTRA": extra, "HAS_BITS": True,
+                 "PRECISION": "tf32", "CHUNK": gpu_cross_attention.CHUNK}  # fmt: skip
+    for kernel, op, own in (
+        (gpu_cross_attention.forward, "absorbed_cross", {**constants, "HAS_RESIDUAL_BITS": True}),
+        (gpu_cross_attention.backward_rows, "absorbed_cross_backward", constants),
+    ):
+        compiled = build(kernel, op, columns(tokens, 8), architecture, ABSORBED, **own)
+        found = resources(compiled)
+        assert found["STACK"] == 0, (op, found)
+        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
+        if architecture == 90 and tokens == 17:
+            assert "wgmma" in compiled.asm["ptx"]
+
+
+SHORT = {**dict.fromkeys(("q", "kv", "out", "grad", "dq", "dkv"), "*bf16"), "bits": "*i32",
+         **dict.fromkeys(("K", "T", "H", "q_stride", "kv_stride"), "i32"),
+         **dict.fromkeys(("scale", "scale2", "keep_scale"), "fp32")}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("keys", [12, 20, 51])
+def test_short_cross_attention_fits_without_spills(architecture: int, keys: int) -> None:
+    constants = {"D": 512, "d": 64, "TOKENS": 32, "HAS_BITS": True, "PRECISION": "tf32"}
+    for kernel, op in (
+        (gpu_cross_attention_short.forward, "cross_attention"),
+        (gpu_cross_attention_short.backward, "cross_attention_backward"),
+    ):
+        compiled = build(kernel, op, keys, architecture, SHORT, **constants)
+        found = resources(compiled)
+        assert found["STACK"] == 0, (op, found)
+        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
+
+
+HIDDEN = {**dict.fromkeys(("x", "out", "grad", "dx"), "*bf16"), "bias": "*bf16", "parts": "*fp32",
+          "bits": "*i32", "M": "i32", "steps": "i32", "scale": "fp32"}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_the_hidden_layer_fits_without_spills(architecture: int) -> None:
+    for kernel, op, own in (
+        (gpu_ffn.forward, "relu_drop", {"HAS_BITS": True}),
+        (gpu_ffn.backward, "relu_drop_backward", {}),
+    ):
+        found = resources(build(kernel, op, 2048, architecture, HIDDEN, F=2048, **own))
+        assert found["STACK"] == 0, (op, found)
+        assert found["REG"] <= 96, (op, found)

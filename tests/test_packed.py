@@ -365,7 +365,7 @@ def test_both_paths_train_the_same_head_and_each_resumes_to_its_own_bits(tmp_pat
     for path in ("plain", "packed"):
         config = small(f"train.path={path}")
         whole = train_head(toy(), config, tmp_path / path)
-        assert whole.result["step"] == {"path": path, "precision": "fp32"}
+        assert whole.result["step"] == {"path": path, "precision": "fp32", "kernels": ""}
         lines = (tmp_path / path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses[path] = [json.loads(line)["loss"] for line in lines]
         out = tmp_path / f"{path} in parts"
@@ -397,12 +397,12 @@ def test_auto_is_resolved_once_and_a_resumed_run_keeps_it(
     train_head(toy(), small(), out, stop_after=2)
     stored = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))
     assert stored["train"]["path"] == stored["train"]["precision"] == "auto"
-    assert stored["data"]["step"] == {"path": "packed", "precision": "fp32"}
+    assert stored["data"]["step"] == {"path": "packed", "precision": "fp32", "kernels": ""}
     assert "packed head in fp32" in (out / "log.txt").read_text(encoding="utf-8")
     assert configuration.load(out / "config.toml") == small()
-    monkeypatch.setattr("msq.head.train.choose_step", lambda *_: StepChoice("plain", "bf16"))
+    monkeypatch.setattr("msq.head.train.choose_step", lambda *_, **__: StepChoice("plain", "bf16"))
     done = train_head(toy(), small(), out)
-    assert done.result["step"] == {"path": "packed", "precision": "fp32"}
+    assert done.result["step"] == {"path": "packed", "precision": "fp32", "kernels": ""}
     monkeypatch.undo()
     with pytest.raises(SpecMismatch, match=r"train\.path: expected 'auto', found 'plain'"):
         train_head(toy(), small("train.path=plain"), out)
@@ -461,3 +461,12 @@ def test_the_masks_of_a_step_follow_seed_step_and_nothing_else() -> None:
     assert not torch.equal(logits(0, 3, 1), logits(0, 4, 1))
     kept = [Masks(s, 3, 0.4).bits(Part.decoder, 0, 0, 8, 64) for s in (0, 1)]  # type: ignore[arg-type]
     assert not torch.equal(*kept)
+
+
+def test_kernels_that_cannot_run_are_refused_and_auto_takes_none_here() -> None:
+    sizes = {"keys": 20, "width": 64, "heads": 2}
+    assert choose_step(small().train, "cpu", **sizes).kernels == ""
+    with pytest.raises(UsageError, match="no CUDA device"):
+        choose_step(small("train.kernels=triton").train, "cpu", **sizes)
+    with pytest.raises(UsageError, match="plain head has no kernels"):
+        choose_step(small("train.kernels=triton", "train.path=plain").train, "cpu", **sizes)

@@ -17,6 +17,8 @@ from msq.head.checkpoint import load_model
 from msq.head.ensemble import ensemble_scores
 from msq.head.export import write_charades_submission
 from msq.head.features import Features, StoreLike, choose_partition, configured_features
+from msq.head.finite import bad_rows, refuse_clips
+from msq.head.memory import StepShape, scoring_batch
 from msq.head.metrics import (
     all_metrics,
     average_precision,
@@ -28,7 +30,7 @@ from msq.head.metrics import (
 from msq.head.model import MSQNet
 from msq.head.packed import PackedHead
 from msq.head.segments import segment_metrics
-from msq.head.stream import with_next
+from msq.head.stream import StreamedTokens, with_next
 
 
 @torch.no_grad()
@@ -49,7 +51,11 @@ def score(
         rows: [n] row numbers.
         text: other classes, as in `MSQNet.forward`.
         trained: likewise.
-        batch: clips at a time.
+        batch: clips at a time; fewer where memory has no room for so many.
+
+    Raises:
+        UsageError: no room for a single one.
+        StoreError: tokens read from disk that are not finite; names the clips.
     """
     if rows is None:
         rows = torch.arange(len(features.ids), device=features.tokens.device)
@@ -58,10 +64,34 @@ def score(
         return torch.zeros(0, model.classes if like is None else len(like), device=rows.device)
     dtype = model.memory.weight.dtype
     head, parts = PackedHead(model, frozen=True), []
+    batch = scoring_batch(_scored(model, features, batch, text, trained), rows.device)
+    bad = []  # tokens in memory were looked at when they were read
     for part, tokens in with_next(features.tokens, torch.split(rows, batch)):
+        if isinstance(features.tokens, StreamedTokens):
+            bad.append(bad_rows(tokens))
         image = None if features.image is None else features.image[part].to(dtype)
         parts.append(head(tokens.to(dtype), image, text=text, trained=trained)["logits"])
+    if bad:
+        refuse_clips(features, rows, torch.cat(bad))
     return torch.cat(parts)
+
+
+def _scored(
+    model: MSQNet, features: Features, batch: int, text: Tensor | None, trained: Tensor | None
+) -> StepShape:
+    """What the memory of scoring so many clips depends on."""
+    config, asked = model.config, trained if trained is not None else text
+    return StepShape(
+        batch=batch,
+        classes=model.classes if asked is None else len(asked),
+        tokens=features.tokens.shape[1],
+        token_width=features.tokens.shape[-1],
+        width=model.width,
+        ffn=config.ffn or 4 * model.width,
+        layers=config.layers,
+        encoder_layers=config.encoder_layers,
+        heads=config.heads,
+    )
 
 
 def probabilities(logits: Tensor, task: str) -> Tensor:
@@ -192,16 +222,23 @@ def _lost(store: StoreLike, features: Features, split: str) -> list[str]:
 def require_same_making(meta: dict[str, Any], features: Features, name: str) -> None:
     """Refuse features that were not made as those a head was trained on.
 
+    The dtype that the store keeps them in may be another: both are read as float32, and differ by
+    its rounding, far below the noise of what was trained. (A run is resumed on the same one only.)
+
     Args:
         meta: the header of `head.safetensors`.
         features: the ones at hand.
         name: of the run, for the message.
 
     Raises:
-        SpecMismatch: other classes, encoders or prompt; the message holds the difference.
+        SpecMismatch: other classes, encoders or widths; the message holds the difference.
     """
     needed = {"video": meta["encoders"].get("video")}
+    widths: dict[str, Any] = {"tokens": meta["token_width"]}
+    here: dict[str, Any] = {"tokens": features.tokens.shape[-1]}
     if meta["image_width"] is not None:
+        widths["image"] = meta["image_width"]
+        here["image"] = None if features.image is None else features.image.shape[-1]
         needed["image"] = meta["encoders"].get("image")
     expected = {"classes": meta["classes"], "task": meta["task"], "encoders": needed}
     found = {
@@ -210,7 +247,9 @@ def require_same_making(meta: dict[str, Any], features: Features, name: str) -> 
         "encoders": {kind: dict(features.specs.get(kind) or {}) for kind in needed},
     }
     expected["encoders"] = {kind: dict(spec or {}) for kind, spec in needed.items()}
-    lines = configuration.difference(expected, json.loads(json.dumps(found)))
+    lines = configuration.difference(
+        {**expected, "width": widths}, json.loads(json.dumps({**found, "width": here}))
+    )
     if lines:
         raise SpecMismatch(
             f"{name}: the store was made in another way than the one the head was trained on:\n  "

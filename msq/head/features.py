@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msq.config import FeatureConfig
 from msq.errors import StoreError, UsageError
+from msq.head.finite import require_finite_features
 from msq.head.memory import Feed, fits
 from msq.head.stream import StreamedTokens, placed, stream_tokens
 from msq.head.train_views import (
@@ -100,6 +101,7 @@ class Features:
         variant: which reading of the dataset it is; "" where there is one only.
         view_name: of `view`: `clean`, or what the store calls it.
         train_views: what training clips are shown in instead of `view`; None for `view` itself.
+        stored: dtype in the store, for `video` and `image`; the values here may be wider.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Features:
     variant: str = ""
     view_name: str = "clean"
     train_views: TrainViews | None = None
+    stored: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not fit each other."""
@@ -203,7 +206,8 @@ class Features:
     def identity(self) -> dict[str, Any]:
         """What a run must find again to be resumed: plain values, the long ones hashed.
 
-        The labels are in it and the feature values are not: the specs say how those were made.
+        The labels are in it and the feature values are not: the specs say how those were made, and
+        the stored dtype how they were rounded.
         """
         rows = [list(self.ids), list(self.splits), self.labels.cpu().to(torch.uint8).tolist()]
         if self.known is not None:
@@ -221,6 +225,7 @@ class Features:
             "encoders": {kind: _hash(dict(spec)) for kind, spec in self.specs.items()},
             **({} if self.partition is None else {"partition": self.partition}),
             **({} if self.train_views is None else {"train_views": list(self.train_views.names)}),
+            **({"stored": dict(self.stored)} if self.stored else {}),
         }
 
 
@@ -264,7 +269,8 @@ def load_features(
     Raises:
         UsageError: an encoder, a partition or augmented views that are not in the store, or
             several encoders and none named.
-        StoreError: no usable clip, or an encoder without this view.
+        StoreError: no usable clip, an encoder without this view, or features in memory that are
+            not finite.
     """
     names = {
         "video": _encoder(store, "video", video),
@@ -300,7 +306,7 @@ def load_features(
         )
     pictures = None if names["image"] is None else store.image(usable, names["image"], look)
     words = None if names["text"] is None else store.text(names["text"], prompt)
-    return Features(
+    features = Features(
         name=store.name,
         task=str(store.task),
         classes=tuple(store.classes),
@@ -325,7 +331,17 @@ def load_features(
         )
         if views
         else None,
+        stored=_stored(store, names),
     )
+    require_finite_features(features)
+    return features
+
+
+def _stored(store: StoreLike, names: Mapping[str, str | None]) -> dict[str, str]:
+    """The dtype of video and image features in the store, where it tells."""
+    told = getattr(store, "store_dtype", None)
+    chosen = ((kind, names[kind]) for kind in ("video", "image"))
+    return {} if told is None else {k: str(told(name)) for k, name in chosen if name is not None}
 
 
 def configured_features(

@@ -143,6 +143,11 @@ class LayerMasks:
     def __init__(self, masks: Masks, part: Part, layer: int) -> None:
         self.masks, self.part, self.layer, self.scale = masks, part, layer, masks.scale
 
+    def words(self, site: Site, rows: int, columns: int) -> Tensor:
+        """Packed decisions int32 [rows, ceil(columns / 32)], as kernels take them; 1 is dropped."""
+        bits = self.masks.bits(self.part, self.layer, site, rows, columns)
+        return bits.view(torch.int32)
+
     def kept(self, site: Site, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """1 where a number is kept and 0 where it is dropped, of this shape.
 

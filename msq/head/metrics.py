@@ -189,7 +189,7 @@ def ranking_metrics(scores: Tensor, labels: Tensor, known: Tensor | None = None)
         known: [N, K].
     """
     macro = mean_average_precision(scores, labels, known)
-    keep = labelled(labels, known)
+    keep = labelled(labels, known).nonzero().flatten()
     part = None if known is None else known[keep]
     result: dict[str, Any] = {
         "map": float(macro),
@@ -201,7 +201,7 @@ def ranking_metrics(scores: Tensor, labels: Tensor, known: Tensor | None = None)
         "top5": topk_accuracy(scores, labels, 5, known),
         "classes_scored": macro.classes_scored,
         "classes_without_positives": macro.classes_left_out,
-        "rows": len(keep),
+        "rows": len(labels),
         "rows_unlabelled": macro.rows_left_out,
     }
     if known is not None:

@@ -20,7 +20,7 @@ classifier, and the loss. Sums in matrix products are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -30,9 +30,12 @@ from torch.nn import functional as F
 from msq.errors import UsageError
 from msq.head.absorbed import absorbed_attention, absorbing_pays
 from msq.head.flat import FlatParameters
+from msq.head.layers import LAYER_NORM_EPS
 from msq.head.masks import LayerMasks, Masks, Part, Site
 from msq.head.model import MSQNet, position_code
 from msq.head.packed_blocks import CrossAttend, DropAddNorm, FeedForward, SelfAttend, split_heads
+from msq.kernels.norm import drop_add_norm
+from msq.kernels.self_attention import self_attention
 
 
 def packed_groups(layers: int, encoder_layers: int) -> dict[str, tuple[str, ...]]:
@@ -77,6 +80,7 @@ class PackedHead:
             Without it the parameters are joined at each call, and have their own gradients.
         frozen: join them once, for inference only.
         absorb: use the absorbed cross-attention; None asks the table.
+        kernels: names of the operations that run a Triton kernel (`msq.head.kernel_choice`).
     """
 
     def __init__(
@@ -87,7 +91,9 @@ class PackedHead:
         flat: FlatParameters | None = None,
         frozen: bool = False,
         absorb: bool | None = None,
+        kernels: Collection[str] = (),
     ) -> None:
+        self.kernels = frozenset(kernels)
         self.model, self.precision, self.flat, self.absorb = model, precision, flat, absorb
         config = model.config
         self.heads = config.heads
@@ -196,10 +202,19 @@ class PackedHead:
     def _attend_block(
         self, x: Tensor, packed: Tensor, clips: int, name: str, masks: LayerMasks | None
     ) -> Tensor:
-        heads = split_heads(packed, clips, 3, self.heads)
-        mixed = _apply(SelfAttend, heads, masks)
+        mixed = self._mix(packed, clips, masks)
         y = F.linear(mixed, *self._linear(f"{name}.self_attention.out"))
         return self._add_norm(x, y, f"{name}.norm_self", masks, Site.self_residual)
+
+    def _mix(self, packed: Tensor, clips: int, masks: LayerMasks | None) -> Tensor:
+        """Self-attention of q, k and v [B K, 3 D] to mixed values [B K, D]."""
+        if "self_attention" not in self.kernels:
+            return _apply(SelfAttend, split_heads(packed, clips, 3, self.heads), masks)
+        keys = len(packed) // clips
+        bits = None
+        if masks is not None:
+            bits = masks.words(Site.self_probability, clips * self.heads * keys, keys)
+        return self_attention(packed, clips, self.heads, bits, _scale(masks), triton=True)
 
     def _placed(self, position: Tensor, name: str) -> Tensor:
         """What positions [K, D] add to q, k and v [K, 3 D]: nothing to v."""
@@ -243,6 +258,10 @@ class PackedHead:
         self, x: Tensor, y: Tensor, norm: str, masks: LayerMasks | None, site: Site
     ) -> Tensor:
         weight, bias = self._weight(f"{norm}.weight", False), self._weight(f"{norm}.bias", False)
+        if "drop_add_norm" in self.kernels:
+            bits = None if masks is None else masks.words(site, *y.shape)
+            scale = _scale(masks)
+            return drop_add_norm(x, y, weight, bias, bits, scale, LAYER_NORM_EPS, triton=True)
         return _apply(DropAddNorm, x, y, weight, bias, masks, site)
 
     def _keys_and_values(
@@ -306,6 +325,11 @@ def flat_parameters(model: MSQNet, precision: str = "fp32") -> FlatParameters:
     groups = packed_groups(model.config.layers, model.config.encoder_layers)
     low = torch.bfloat16 if precision == "bf16" else None
     return FlatParameters(model, groups.values(), low)
+
+
+def _scale(masks: LayerMasks | None) -> float:
+    """1 / (probability of keeping)."""
+    return 1.0 if masks is None else masks.scale
 
 
 def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:

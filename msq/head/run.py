@@ -152,7 +152,10 @@ def _require_same(path: Path, config: RunConfig, features: Features) -> StepChoi
         configuration.to_dict(configuration.from_dict(stored, str(file))),
         configuration.to_dict(config),
     )
-    lines += [f"data.{line}" for line in configuration.difference(data, features.identity())]
+    found = features.identity()
+    if "stored" not in data:  # runs were begun before the stored dtype was noted
+        found.pop("stored", None)
+    lines += [f"data.{line}" for line in configuration.difference(data, found)]
     if lines:
         raise SpecMismatch(
             f"{path}: a run of another making is there (expected: the stored one, found: the one "

@@ -19,8 +19,10 @@ from msq.head.checkpoint import write_json as write_result
 from msq.head.evaluate import measure, official_score, probabilities, score
 from msq.head.features import Features
 from msq.head.feeding import Feed
+from msq.head.finite import LossWatch, loss_error
 from msq.head.loss import head_loss, loss_kind
 from msq.head.masks import step_masks
+from msq.head.memory import StepShape, require_room
 from msq.head.metrics import mean_average_precision
 from msq.head.model import MSQNet
 from msq.head.optim import WeightAverage, build_optimiser
@@ -70,12 +72,24 @@ def train_head(
     Raises:
         SpecMismatch: `out` holds a run of another configuration or on other features, or the
             features are not those that `train.protocol` is about.
-        UsageError: no training clips, or features that the configuration needs are not there.
-        MsqError: the loss is not finite; the last checkpoint is kept.
+        UsageError: no training clips, features that the configuration needs are not there, or a
+            step that does not fit into memory.
+        MsqError: the loss is not finite; it names the step and its clips, and the last checkpoint
+            is kept.
     """
     require_protocol(features, config)
     device = torch.device(device)
-    directory = RunDirectory(out, config, features, overwrite, choose_step(config.train, device))
+    text = None if features.text is None else features.text.shape[1]
+    choice = choose_step(
+        config.train,
+        device,
+        keys=len(features.classes),
+        width=config.head.width or text or features.tokens.shape[-1],
+        heads=config.head.heads,
+    )
+    if overwrite or out is None or not (out / "result.json").exists():
+        require_room(StepShape.of(features, config, choice), device)
+    directory = RunDirectory(out, config, features, overwrite, choice)
     stored = directory.stored_result()
     if stored is not None and out is not None:
         return RunResult(out, True, stored, load_model(out / "head.safetensors", device)[0])
@@ -91,7 +105,11 @@ def train_head(
             directory.log(training.opening())
         directory.write_history(training.history)
         saver = _Saver(directory, training, checkpoint_seconds)
-        finished = training.run(directory, saver, progress, stop_after)
+        try:
+            finished = training.run(directory, saver, progress, stop_after)
+        except MsqError as error:
+            directory.log(f"stopped: {error}")
+            raise
     if not finished:
         return RunResult(out, False, {}, training.model.eval())
     training.use_chosen_weights()
@@ -129,7 +147,12 @@ class Training:
         precision = self.choice.precision
         self.flat = flat_parameters(self.model, precision)
         self.packed = (
-            PackedHead(self.model, precision=precision, flat=self.flat)
+            PackedHead(
+                self.model,
+                precision=precision,
+                flat=self.flat,
+                kernels=[name for name in self.choice.kernels.split(",") if name],
+            )
             if self.choice.path == "packed"
             else None
         )
@@ -140,6 +163,8 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self.loss_sum = torch.zeros((), device=features.tokens.device)
+        self.watch = LossWatch()
+        self.saved: int | None = None  # step of the last checkpoint
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
 
@@ -190,6 +215,7 @@ class Training:
         if self.average is not None:
             self.average.update(self.step)
         self.loss_sum += loss.detach()
+        self.watch.note(self.step, loss)
         self.step += 1
 
     def _logits(self, tokens: Tensor, image: Tensor | None) -> Tensor:
@@ -233,17 +259,21 @@ class Training:
         self.history.append(line)
 
     def require_finite(self) -> None:
-        """Stop before a loss that is not finite can reach a checkpoint.
+        """Stop before a loss or weights that are not finite can reach a checkpoint.
 
         Raises:
-            MsqError: naming the epoch.
+            MsqError: naming the step and its clips, and which of their features are not finite.
         """
-        if not bool(self.loss_sum.isfinite()):
-            raise MsqError(
-                f"the loss is not finite in epoch {(self.step - 1) // self.epoch_steps + 1}, at or "
-                f"before step {self.step}; the last good checkpoint is kept. Try a lower "
-                "optim.lr, and check the features for NaN"
+        found = self.watch.first_bad(self.flat.data)
+        if found is not None:
+            step, what = found
+            kept = (
+                "there is no checkpoint yet"
+                if self.saved is None
+                else f"the last good checkpoint, after step {self.saved}, is kept"
             )
+            batch = self.feed.of(step)
+            raise loss_error(what, self.features, batch, step, self.epoch_steps, kept)
 
     def out_of_patience(self) -> bool:
         """Whether so many epochs went by without a better validation score."""
@@ -289,6 +319,7 @@ class Training:
                 "it anew with --overwrite"
             )
         self.step, self.seconds = state["step"], state["seconds"]
+        self.saved = self.step
         self.history, self.best = state["history"], state["best"]
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -306,7 +337,7 @@ class Training:
             f"protocol {self.config.train.protocol}; {f.name}: {f.coverage()}; training on "
             f"{self.clips}, validating on {len(self.val_rows)}, {len(f.classes)} classes, "
             f"{self.steps} steps of {self.batch}; {self.choice.path} head in "
-            f"{self.choice.precision}"
+            f"{self.choice.precision}, Triton kernels: {self.choice.kernels or 'none'}"
         )
 
 
@@ -324,6 +355,7 @@ class _Saver:
         self.training.require_finite()
         began = time.perf_counter()
         save_state(self.directory.path / "state.pt", self.training.state())
+        self.training.saved = self.training.step
         self.last = time.perf_counter()
         self.cost = self.last - began
 

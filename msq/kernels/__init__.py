@@ -1,1 +1,1 @@
-"""The room of the head's fused operations: none yet. What comes needs torch and triton only."""
+"""Fused operations of the head: references in PyTorch, Triton kernels in `gpu`, and which runs."""

@@ -72,7 +72,7 @@ def _forward(
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result and h [M, D]; mean and inverse deviation of h [M]."""
-    x, y = x.contiguous(), y.contiguous()
+    x, y, weight, bias = (v.contiguous() for v in (x, y, weight, bias))
     if triton:
         from msq.kernels.gpu.norm import launch_forward
 
@@ -117,7 +117,7 @@ def _backward(
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and y [M, D], of weight and bias [D]."""
-    grad = grad.contiguous()
+    grad, weight = grad.contiguous(), weight.contiguous()
     if triton:
         from msq.kernels.gpu.norm import launch_backward
 

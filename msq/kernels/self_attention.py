@@ -100,7 +100,7 @@ def _forward(
     scores = _scores(q, k, valid)
     p = scores.softmax(-1)
     if bits is not None:
-        p = p * kept(bits, k.shape[2]).view(p.shape) * keep_scale
+        p = p * kept(bits, k.shape[2]).view(p.shape).to(p.dtype) * keep_scale
     log_sum = scores.logsumexp(-1).flatten() / math.log(2)
     return _joined(p @ v).to(qkv.dtype), log_sum
 
@@ -147,7 +147,7 @@ def _backward(
     root = math.sqrt(q.shape[-1])
     p = _scores(q, k, valid).softmax(-1)
     g = grad.to(q.dtype).view(clips, -1, heads, q.shape[-1]).transpose(1, 2)
-    keep = 1.0 if bits is None else kept(bits, k.shape[2]).view(p.shape) * keep_scale
+    keep = 1.0 if bits is None else kept(bits, k.shape[2]).view(p.shape).to(p.dtype) * keep_scale
     dp = g @ v.transpose(-1, -2) * keep
     ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / root
     parts = (ds @ k, ds.transpose(-1, -2) @ q, (p * keep).transpose(-1, -2) @ g)
