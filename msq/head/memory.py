@@ -164,13 +164,31 @@ def scoring_bytes(shape: StepShape) -> int:
     return 4 * (rows * (7 * shape.width + shape.ffn) + 2 * pairs + words + shape.parameters // 3)
 
 
-def require_room(shape: StepShape, device: str | torch.device) -> None:
+def moving_bytes(features: Features, device: str | torch.device) -> int:
+    """Bytes of a device that features take when they are brought there from another one."""
+    device, total = torch.device(device), 0
+    views = features.train_views
+    arrays = [features.tokens, features.image, features.labels]
+    arrays += [] if views is None else [views.tokens, views.image]
+    for x in arrays:
+        if isinstance(x, torch.Tensor) and x.device.type != device.type:
+            whole = x is not features.tokens or fits(x.nbytes, device)
+            total += x.nbytes if whole else 0  # else they come batch by batch
+    return total
+
+
+def require_room(shape: StepShape, device: str | torch.device, moving: int = 0) -> None:
     """Refuse a run whose steps cannot fit into the memory that is there.
+
+    Args:
+        shape: of a step.
+        device: to train on.
+        moving: bytes there that the features are about to take.
 
     Raises:
         UsageError: with the largest batch, and the largest K at this batch, that would fit.
     """
-    there = available_bytes(device)
+    there = available_bytes(device) - moving
 
     def fitting(x: StepShape) -> bool:
         return step_bytes(x) + 12 * x.parameters <= there
@@ -185,7 +203,7 @@ def require_room(shape: StepShape, device: str | torch.device) -> None:
     raise UsageError(
         f"a training step of {shape.batch} clips with {shape.classes} classes and {shape.tokens} "
         f"tokens in {shape.precision} needs about {size:.2f} GB on {torch.device(device).type}, "
-        f"with the optimiser; expected at most the {there / 1e9:.2f} GB that are free. What would "
+        f"with the optimiser; expected at most the {max(there, 0) / 1e9:.2f} GB free. What would "
         f"fit: {' or '.join(fits) or 'no batch of this head; make it smaller (head.width)'}"
     )
 

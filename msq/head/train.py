@@ -22,7 +22,7 @@ from msq.head.feeding import Feed
 from msq.head.finite import LossWatch, loss_error
 from msq.head.loss import head_loss, loss_kind
 from msq.head.masks import step_masks
-from msq.head.memory import StepShape, require_room
+from msq.head.memory import StepShape, moving_bytes, require_room
 from msq.head.metrics import mean_average_precision
 from msq.head.model import MSQNet
 from msq.head.optim import WeightAverage, build_optimiser
@@ -88,7 +88,8 @@ def train_head(
         heads=config.head.heads,
     )
     if overwrite or out is None or not (out / "result.json").exists():
-        require_room(StepShape.of(features, config, choice), device)
+        shape = StepShape.of(features, config, choice)
+        require_room(shape, device, moving_bytes(features, device))
     directory = RunDirectory(out, config, features, overwrite, choice)
     stored = directory.stored_result()
     if stored is not None and out is not None:

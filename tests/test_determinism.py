@@ -1,0 +1,149 @@
+"""The same bits again: from process to process with 1 and 2 threads, and after any interruption."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from msq import config as configuration
+from msq.config import RunConfig
+from msq.extract.store import open_store
+from msq.extract.views import CLEAN, augmented_views
+from msq.head.checkpoint import load_model, load_state
+from msq.head.features import Features, configured_features
+from msq.head.train import Training, train_head
+
+stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("view_stores.py"))))
+SMALL = ("head.layers=2", "head.heads=2", "head.ffn=32", "train.epochs=2", "train.batch=8")
+
+# Wide enough for torch to share products and row-wise work between two threads (32,768 elements
+# and more), and for the dropout words (100,000 and more) to be drawn by two.
+WORK = """
+import hashlib, torch
+from msq import config as configuration
+from msq.config import RunConfig
+from msq.head import masks
+from msq.head.features import Features
+from msq.head.train import Training
+
+drawn = []
+pool = masks.ThreadPoolExecutor
+masks.ThreadPoolExecutor = lambda threads: drawn.append(threads) or pool(threads)
+g = torch.Generator().manual_seed(0)
+n, k, s, d = 24, 96, 9, 128
+features = Features(
+    name="t", task="multilabel", classes=tuple(map(str, range(k))), ids=tuple(map(str, range(n))),
+    splits=("train",) * n, tokens=torch.randn(n, s, d, generator=g),
+    labels=(torch.rand(n, k, generator=g) < 0.2).to(torch.uint8),
+    image=torch.randn(n, d, generator=g), text=torch.randn(k, d, generator=g),
+)
+for path, precision in (("packed", "fp32"), ("packed", "bf16"), ("plain", "fp32")):
+    training = Training(features, configuration.override(RunConfig(), [
+        "head.layers=2", "head.heads=4", "train.batch=12", "train.val=0",
+        f"train.path={path}", f"train.precision={precision}",
+    ]))
+    for _ in range(4):
+        training._step()
+    assert bool(training.flat.data.isfinite().all())
+    parts = [training.flat.data, training.average.average[0], training.loss_sum]
+    print(hashlib.sha256(b"".join(p.numpy().tobytes() for p in parts)).hexdigest())
+print(torch.get_num_threads(), max(drawn, default=1))
+"""
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run / "head.safetensors")[0].state_dict()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_processes_train_the_same_bits(threads: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_DYNAMIC": "FALSE"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORK],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    first, second = (out.splitlines() for out, _ in outputs)
+    assert first[3] == f"{threads} {threads}"  # torch's threads, and those of the masks
+    assert len(set(first[:3])) == 3  # each version of the step has bits of its own
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Features]:
+    """By `features.train_views`, from one store."""
+    path = tmp_path_factory.mktemp("store") / "a.zarr"
+    store = open_store(stores.make_store(path, (CLEAN, *augmented_views(2)), clips=36))
+    return {
+        which: configured_features(store, small(f"features.train_views={which}").features)
+        for which in ("clean", "augmented")
+    }
+
+
+def small(*overrides: str) -> RunConfig:
+    return configuration.override(RunConfig(), [*SMALL, *overrides])
+
+
+@pytest.mark.parametrize("which", ["clean", "augmented"])
+@pytest.mark.parametrize("ema", ["0", "0.99"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("path", ["plain", "packed"])
+def test_a_run_stopped_in_the_middle_of_epochs_ends_with_the_same_bits(
+    path: str, precision: str, ema: str, which: str, features: dict[str, Features], tmp_path: Path
+) -> None:
+    config = small(f"train.path={path}", f"train.precision={precision}", f"train.ema={ema}",
+                   f"features.train_views={which}")  # fmt: skip
+    found = features[which]
+    epoch = Training(found, config).epoch_steps
+    assert epoch == 3
+    whole = train_head(found, config, tmp_path / "whole")
+    out, taken = tmp_path / "parts", 0
+    for part in (1, 4):  # in the middle of the first epoch, and of the second
+        taken += part
+        torch.rand(taken)  # what others draw in between is their own
+        assert not train_head(found, config, out, stop_after=part).finished
+        state: dict[str, Any] | None = load_state(out / "state.pt")
+        assert state is not None
+        assert state["step"] == taken
+        assert taken % epoch in (1, 2)
+        assert (state["average"] is None) == (ema == "0")
+    done = train_head(found, config, out)
+    first, second = weights(tmp_path / "whole"), weights(out)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert done.metrics == whole.metrics
+    assert done.result["step"]["path"] == path
+    assert done.result["step"]["precision"] == precision
+
+
+def test_what_the_matrix_compares_can_differ(features: dict[str, Features], tmp_path: Path) -> None:
+    """Another seed, precision, average or view: other bits, so that equal ones say something."""
+    runs = {
+        "base": (),
+        "seed": ("train.seed=1",),
+        "precision": ("train.precision=bf16",),
+        "ema": ("train.ema=0", "train.select=last"),
+        "views": ("features.train_views=augmented",),
+    }
+    found = {}
+    for name, changes in runs.items():
+        which = "augmented" if name == "views" else "clean"
+        train_head(features[which], small(*changes), tmp_path / name)
+        found[name] = torch.cat([t.flatten().float() for t in weights(tmp_path / name).values()])
+    for name in list(runs)[1:]:
+        assert not torch.equal(found[name], found["base"]), name
