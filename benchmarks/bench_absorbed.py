@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import interleaved, machine
+from timing import machine
 from torch import Tensor
 from torch.nn import functional as F
 
+from msq.bench.cases import Side
+from msq.bench.runner import interleaved
 from msq.head import absorbed
 from msq.head.absorbed import absorbed_attention
 from msq.head.masks import LayerMasks, Masks, Part
@@ -61,8 +63,9 @@ def measure(clips: int, queries: int, tokens: int, dtype: torch.dtype, options: 
         bound = (1e-4 if dtype == torch.float32 else 5e-2) * float(a.detach().abs().max())
         if float((a - b).detach().abs().max()) > bound:
             sys.exit(f"K={queries}, S={tokens}, {dtype}: the two forms differ; no times")
-    runs = {name: lambda run=run: run() and None for name, run in cases.items()}
-    seconds = interleaved(runs, options.rounds, clock=options.clock)
+    runs = {name: Side(run) for name, run in cases.items()}
+    taken = interleaved(runs, options.rounds)
+    seconds = {name: [getattr(t, options.clock) for t in times] for name, times in taken.items()}
     pairs = zip(seconds["usual"], seconds["absorbed"], strict=True)
     return statistics.median(a / b for a, b in pairs)
 

@@ -43,6 +43,8 @@ app.add_typer(store_app, name="store")
 app.add_typer(encoders_app, name="encoders")
 datasets_app = typer.Typer(help="What can be read, and is it all there.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
+bench_app = typer.Typer(help="How fast is it here, and is it right.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -56,6 +58,11 @@ Options = Annotated[
     typer.Option("--option", metavar="KEY=VALUE", help="A dataset's option; may be repeated."),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it all runs.")]
+Rounds = Annotated[
+    int | None, typer.Option(help="How often each side runs; the case's own.", min=1)
+]
+OnlyCases = Annotated[str, typer.Option("--case", help="Only cases whose name contains this.")]
 
 
 def _version(wanted: bool) -> None:
@@ -588,6 +595,63 @@ def check_dataset(
     from msq.report import datasets
 
     datasets.show_survey(name, root, option or (), json=json)
+
+
+@bench_app.command("head", epilog="Example: msq bench head --case K=157 --rounds 5")
+def bench_head(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile too; takes minutes on a CPU.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Never falls back.")] = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time the training step beside PyTorch's; only where they agree (exit code 4 if not)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run(
+        "head",
+        quick=quick,
+        rounds=rounds,
+        device=device,
+        compile=compile,
+        only=case,
+        quiet=quiet,
+    )
+    raise typer.Exit(benchmarks.show(found, json=json))
+
+
+@bench_app.command("store", epilog="Example: msq bench store --json")
+def bench_store(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time feeding from a store beside the least there is to do (exit code 4 on wrong bytes)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run("store", quick=quick, rounds=rounds, only=case, quiet=quiet)
+    raise typer.Exit(benchmarks.show(found, json=json))
+
+
+@bench_app.command("decode", epilog="Example: msq bench decode --rounds 5")
+def bench_decode(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time decoding a few frames beside decoding all (exit code 4 where the frames differ)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run("decode", quick=quick, rounds=rounds, only=case, quiet=quiet)
+    raise typer.Exit(benchmarks.show(found, json=json))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -1,0 +1,218 @@
+"""The goals that the kernels are held to, and what was reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from msq.bench.flops import step_flops
+from msq.bench.gpu_micro import BACKENDS, ratio
+from msq.bench.gpu_parts import CHARADES_STEPS
+
+Found = Mapping[str, Mapping[str, Any]]
+STEP, WITHOUT = "step K=157 B=256 p=0.1", "step K=157 B=256 p=0"
+OURS = ("packed", "kernels")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A number that can be missed.
+
+    Attributes:
+        text: what is to be reached.
+        target: least, or most where `most`.
+        value: from all results; None where what it needs was not measured.
+        most: smaller is better.
+        digits: shown.
+    """
+
+    text: str
+    target: float
+    value: Callable[[Found], float | None]
+    most: bool = False
+    digits: int = 2
+
+
+def table(found: Found) -> list[tuple[str, str, str, str]]:
+    """Rows (goal, target, reached, `yes`, `no` or `not measured`)."""
+    rows = []
+    for goal in GOALS:
+        value = goal.value(found)
+        target = f"{'<=' if goal.most else '>='} {goal.target:g}"
+        if value is None:
+            rows.append((goal.text, target, "–", "not measured"))
+            continue
+        good = value <= goal.target if goal.most else value >= goal.target
+        rows.append((goal.text, target, f"{value:.{goal.digits}f}", "yes" if good else "no"))
+    return rows
+
+
+def roofline(ceiling: float, bandwidth: float) -> float:
+    """Seconds of a step at K = 157, B = 256 if every operation ran at its own limit.
+
+    The absorbed form with the factorised layer's cost left in: per layer 758.7 GFLOP of products,
+    and 34 passes over a [B K, D] tensor of bf16 and 953 MB of keys, values and scratch where bytes
+    are the limit; 30 bytes a parameter for the optimiser, and 20 microseconds for the classifier.
+
+    Args:
+        ceiling: FLOP/s of a large product.
+        bandwidth: bytes/s of a copy.
+    """
+    one_pass = 256 * 157 * 512 * 2
+    layer = 758.7e9 / ceiling + (34 * one_pass + 953e6) / bandwidth
+    return 6 * layer + 25.2e6 * 30 / bandwidth + 20e-6
+
+
+def _median(found: Found, name: str, side: str) -> float | None:
+    value = found.get(name, {}).get("sides", {}).get(side, {}).get("median")
+    return None if value is None else float(value)
+
+
+def _ours(found: Found, name: str) -> float | None:
+    """Ms of the faster of our sides."""
+    values = [v for side in OURS if (v := _median(found, name, side))]
+    return min(values) if values else None
+
+
+def _over_ours(name: str, other: str) -> Callable[[Found], float | None]:
+    def value(found: Found) -> float | None:
+        theirs, ours = _median(found, name, other), _ours(found, name)
+        return theirs / ours if theirs and ours else None
+
+    return value
+
+
+def _mfu(found: Found) -> float | None:
+    ours, limits = _ours(found, STEP), found.get("ceilings", {})
+    if not ours or "bf16_flops" not in limits:
+        return None
+    return step_flops(256, 157, 17) / (1e-3 * ours) / float(limits["bf16_flops"])
+
+
+def _of_roofline(found: Found) -> float | None:
+    ours, limits = _ours(found, STEP), found.get("ceilings", {})
+    if not ours or "bf16_flops" not in limits:
+        return None
+    least = roofline(float(limits["bf16_flops"]), float(limits["copy_bytes"]))
+    return least / (1e-3 * ours)
+
+
+def _epoch(found: Found) -> float | None:
+    ours = _ours(found, STEP)
+    return None if ours is None else CHARADES_STEPS * ours / 1e3
+
+
+def _memory(found: Found) -> float | None:
+    sides = found.get(STEP, {}).get("sides", {})
+    ours = [sides[s]["peak_mb"] for s in OURS if "peak_mb" in sides.get(s, {})]
+    theirs = sides.get("B1", {}).get("peak_mb")
+    return min(ours) / theirs if ours and theirs else None
+
+
+def _latency(found: Found) -> float | None:
+    return _ours(found, "inference B=1")
+
+
+def _norm(way: str, passes: float) -> Callable[[Found], float | None]:
+    """Share of the copy's bandwidth; the backward pass is both ways less forward."""
+
+    def value(found: Found) -> float | None:
+        result, limits = found.get("kernel drop_add_norm", {}), found.get("ceilings", {})
+        forward = _median(found, "kernel drop_add_norm", "kernel, forward")
+        both = _median(found, "kernel drop_add_norm", "kernel, both ways")
+        if not forward or not both or "copy_bytes" not in limits:
+            return None
+        ms = forward if way == "forward" else both - forward
+        moved = float(result["bytes"]) * passes / 4
+        return moved / (1e-3 * ms) / float(limits["copy_bytes"])
+
+    return value
+
+
+def _attention(way: str) -> Callable[[Found], float | None]:
+    def value(found: Found) -> float | None:
+        theirs: dict[str, list[float | None]] = {}
+        ours = {}
+        for ways in ("forward", "both ways"):
+            theirs[ways] = [_median(found, "attention 157x157 p=0.1", f"{b}, {ways}")
+                            for b in BACKENDS]  # fmt: skip
+            ours[ways] = _median(found, "kernel self_attention", f"kernel, {ways}")
+        forward = [v for v in theirs["forward"] if v]
+        if way == "forward":
+            return min(forward) / ours["forward"] if forward and ours["forward"] else None
+        pairs = zip(theirs["both ways"], theirs["forward"], strict=True)
+        backward = [both - one for both, one in pairs if both and one]
+        if not backward or not ours["both ways"] or not ours["forward"]:
+            return None
+        return min(backward) / (ours["both ways"] - ours["forward"])
+
+    return value
+
+
+def _cross(way: str) -> Callable[[Found], float | None]:
+    def value(found: Found) -> float | None:
+        return ratio(found.get("cross-attention", {}), f"standard, {way}", f"absorbed, {way}")
+
+    return value
+
+
+def _differing(found: Found) -> float | None:
+    value = found.get("loss curve", {}).get("different")
+    return None if value is None else float(value)
+
+
+def _nothing(found: Found) -> float | None:
+    return None
+
+
+GOALS = (
+    Goal("step p=0.1, times faster than B1", 1.4, _over_ours(STEP, "B1")),
+    Goal("step p=0.1, times faster than B2", 1.2, _over_ours(STEP, "B2")),
+    Goal("step p=0, times faster than B2", 1.12, _over_ours(WITHOUT, "B2")),
+    Goal("step, times faster than B0", 8, _over_ours(STEP, "B0")),
+    Goal("step, times faster than B0 with TF32", 3, _over_ours(STEP, "B0 TF32")),
+    Goal("step, times faster than eager bf16", 2, _over_ours(STEP, "eager bf16")),
+    Goal("share of the measured ceiling (MFU)", 0.5, _mfu),
+    Goal("share of the per-operation roofline", 0.65, _of_roofline),
+    Goal("inference B=256, times faster than B2", 1.2, _over_ours("inference B=256", "B2")),
+    Goal("inference B=1, ms", 0.3, _latency, most=True),
+    Goal("10 heads K=20 B=64 at once, times faster than in turn", 1.8, _nothing),
+    Goal("epoch of Charades' size, s", 0.48, _epoch, most=True),
+    Goal("LayerNorm forward, share of the copy's bandwidth", 0.8, _norm("forward", 4)),
+    Goal("LayerNorm backward, share of the copy's bandwidth", 0.75, _norm("backward", 5)),
+    Goal("mask bits of a step, ms", 0.35, lambda f: _median(f, "mask bits", "kernel"), most=True),
+    Goal("self-attention forward, times faster than torch's best", 1.2, _attention("forward")),
+    Goal("self-attention backward, times faster than torch's best", 1.3, _attention("backward")),
+    Goal("absorbed cross-attention forward, times the compiled", 1.5, _cross("forward")),
+    Goal("absorbed cross-attention both ways, times the compiled", 1.25, _cross("both ways")),
+    Goal("first product and epilogue in one, over apart", 0.92, _nothing, most=True),
+    Goal("peak memory, over B1", 0.75, _memory, most=True),
+    Goal("losses that differ between two runs", 0, _differing, most=True, digits=0),
+)
+
+
+def answers(found: Found) -> list[str]:
+    """One line for each question that the design left open."""
+    lines = []
+    for side in ("B2", "B1"):
+        with_p, without = _median(found, STEP, side), _median(found, WITHOUT, side)
+        gap = f"{with_p - without:.2f} ms" if with_p and without else "not measured"
+        lines.append(f"dropout of {side} costs (p = 0.1 less p = 0): {gap}; under 1 ms it is cheap")
+    limits = found.get("ceilings", {})
+    for name, value in found.get("matrix products", {}).get("sides", {}).items():
+        if "flops" in value and "bf16_flops" in limits:
+            share = value["flops"] / limits["bf16_flops"]
+            lines.append(f"cuBLAS, {name}: {share:.2f} of the ceiling (assumed 0.76)")
+    product = ratio(found.get("triton product", {}), "cublas", "triton")
+    speed = "not measured" if product is None else f"{product:.2f} of cuBLAS's speed"
+    lines.append(f"product by Triton's template: {speed}")
+    for name, result in found.items():
+        if name.startswith("attention "):
+            sides = {k: v["median"] for k, v in result.get("sides", {}).items() if "median" in v}
+            for way in ("forward", "both ways"):
+                of_way = {k: v for k, v in sides.items() if k.endswith(way)}
+                if of_way:
+                    best = min(of_way, key=lambda k: of_way[k])
+                    lines.append(f"{name}: fastest {best}, {1e3 * of_way[best]:.0f} us")
+    return lines

@@ -1,0 +1,121 @@
+"""The three parts of the GPU benchmark, each under eight minutes, K = 157 first.
+
+1: the training step at the reference point, with dropout and without. 2: single operations.
+3: other shapes, inference, an epoch, and two runs alike.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from msq.bench.clean_decoder import CleanDecoder
+from msq.bench.gpu_micro import (
+    attention_backends,
+    cross_attention_forms,
+    kernels,
+    mask_bits_of_a_step,
+    matrix_products,
+    triton_product,
+)
+from msq.bench.gpu_smoke import loss_curve
+from msq.bench.gpu_steps import ALL, COMPILED, compiled, steps
+from msq.bench.gpu_timing import Run, Session, ceilings, compare
+from msq.bench.head_problem import Problem, Shape
+from msq.head.packed import PackedHead
+
+MINUTES = 8
+CHARADES_STEPS = 32  # 7,985 training clips in batches of 256
+OTHERS = ((140, 256), (51, 256), (20, 64))  # K, B
+CURVE_STEPS = 20
+
+
+def run_part(number: int, session: Session) -> None:
+    """All of one part; what fails or has no time left is recorded as such."""
+    session.attempt("ceilings", functools.partial(ceilings, session))
+    PARTS[number](session)
+
+
+def reference_step(session: Session) -> None:
+    """Part 1."""
+    for dropout in (0.1, 0.0):
+        shape = _shape(session, 157, 256, dropout)
+        work = functools.partial(steps, session, shape, ALL if dropout else COMPILED)
+        session.attempt(_name(shape), work, needs=60)
+
+
+def operations(session: Session) -> None:
+    """Part 2."""
+    for work in (
+        attention_backends, kernels, matrix_products, mask_bits_of_a_step, cross_attention_forms,
+        triton_product,
+    ):  # fmt: skip
+        session.attempt(work.__name__, functools.partial(work, session))
+
+
+def the_rest(session: Session) -> None:
+    """Part 3."""
+    for clips in (256, 1):
+        work = functools.partial(inference, session, clips)
+        session.attempt(f"inference B={clips}", work, needs=60)
+    session.attempt("loss curve", functools.partial(curves, session))
+    for classes, clips in OTHERS:
+        shape = _shape(session, classes, clips, 0.1)
+        wanted = ("packed", "kernels", "B2", "eager bf16")
+        session.attempt(_name(shape), functools.partial(steps, session, shape, wanted), needs=60)
+
+
+PARTS = {1: reference_step, 2: operations, 3: the_rest}
+
+
+def inference(session: Session, clips: int) -> None:
+    """Logits of the packed head, of it with kernels, and of the compiled clean decoder, in bf16."""
+    shape = _shape(session, 157, clips, 0.0)
+    problem = Problem(shape, session.device)
+    model, clean = problem.head().eval(), CleanDecoder(problem.head()).eval()
+    heads = {"packed": PackedHead(model, precision="bf16", frozen=True)}
+    names = problem.kernels("bf16")
+    if names:
+        heads["kernels"] = PackedHead(model, precision="bf16", frozen=True, kernels=names)
+
+    def low() -> Tensor:
+        with torch.autocast(problem.device, torch.bfloat16, cache_enabled=False):
+            found: Tensor = clean(problem.tokens, problem.image)
+            return found
+
+    fast = compiled(low, problem.device)
+
+    def opponent() -> object:
+        with torch.no_grad():
+            return fast()
+
+    def packed(head: PackedHead) -> object:
+        with torch.no_grad():
+            return head(problem.tokens, problem.image)
+
+    runs: dict[str, Run] = {"B2": opponent}
+    runs |= {name: functools.partial(packed, head) for name, head in heads.items()}
+    session.add(f"inference B={clips}", sides=compare(session, runs))
+
+
+def curves(session: Session) -> None:
+    """Two runs of some training steps at the reference point: every loss, bit for bit."""
+    shape = _shape(session, 157, 256, 0.1)
+    precision = "bf16" if session.device == "cuda" else "fp32"
+    first, second = (
+        loss_curve(Problem(shape, session.device), precision, CURVE_STEPS) for _ in range(2)
+    )
+    different = sum(a != b for a, b in zip(first, second, strict=True))
+    session.add("loss curve", steps=CURVE_STEPS, different=different, last=first[-1])
+
+
+def _shape(session: Session, classes: int, clips: int, dropout: float) -> Shape:
+    if session.tiny:
+        return Shape(min(classes, 5), min(clips, 2), dropout, quick=True)
+    return Shape(classes, clips, dropout)
+
+
+def _name(shape: Shape) -> str:
+    return f"step K={shape.classes} B={shape.clips} p={shape.dropout:g}"

@@ -1,0 +1,121 @@
+"""The training step of a head: forward, backward and optimiser, in five forms.
+
+`packed` is the step that `msq train-head` takes; `plain` the readable head, eager; `torch` the same
+head around `nn.TransformerDecoder` with the fastest attention backend of torch; `compiled` what
+torch.compile makes of that; `authors` the authors' procedure, 6 + 6 layers of `nn.Transformer` in
+float32 with the concatenation of labels and image, against a packed head of the same shape. On a
+GPU `kernels` is the packed head with every Triton kernel that it has.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from msq.bench.cases import Case, Gate, Prepared, Settings, Side, worst_of
+from msq.bench.head_problem import Problem, Shape, agreement, authors_or_torch
+from msq.bench.torch_sides import Step, fastest_backend, framework_step
+
+SHAPES = ((157, 16), (20, 64))  # K, B
+QUICK_SHAPES = ((7, 4),)
+DROPOUTS = (0.1, 0.0)
+
+
+def cases(settings: Settings) -> Iterable[Case]:
+    """For each number of classes: dropout and precision, then the authors' procedure."""
+    sides = "packed, plain, torch" + (", compiled" if settings.compile else "")
+    for classes, clips in QUICK_SHAPES if settings.quick else SHAPES:
+        for dropout in DROPOUTS:
+            shape = Shape(classes, clips, dropout, quick=settings.quick)
+            for precision in ("fp32", "bf16"):
+                yield Case(
+                    name=f"step K={classes} B={clips} p={dropout:g} {precision}",
+                    compares=f"one training step of the decoder head: {sides}",
+                    base="packed",
+                    unit="ms",
+                    rounds=9,
+                    prepare=functools.partial(_prepare, shape, precision),
+                )
+        shape = Shape(classes, clips, DROPOUTS[0], official=True, quick=settings.quick)
+        yield Case(
+            name=f"step 6+6 K={classes} B={clips} p={DROPOUTS[0]:g} fp32",
+            compares="one training step of the authors' 6 + 6 head: packed, plain, authors",
+            base="packed",
+            unit="ms",
+            rounds=9,
+            prepare=functools.partial(_prepare, shape, "fp32"),
+        )
+
+
+@contextmanager
+def _prepare(shape: Shape, precision: str, settings: Settings) -> Iterator[Prepared]:
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    with torch.random.fork_rng(devices=["cuda"] if settings.device == "cuda" else []):
+        torch.manual_seed(0)
+        problem = Problem(shape, settings.device)
+        prepared = Prepared(
+            gate=functools.partial(_gate, problem, precision),
+            sides=lambda: _sides(problem, precision, settings, prepared.left_out),
+            flops=shape.flops,
+            precision=precision,
+        )
+        yield prepared
+
+
+def _gate(problem: Problem, precision: str) -> Gate:
+    shape, device = problem.shape, problem.device
+    gates = [agreement(shape, device, precision)]
+    kernels = problem.kernels(precision)
+    if kernels:
+        gates.append(agreement(shape, device, precision, kernels))
+    return worst_of(gates)
+
+
+def _sides(
+    problem: Problem, precision: str, settings: Settings, left_out: dict[str, str]
+) -> Mapping[str, Side]:
+    low = precision == "bf16"
+    step = functools.partial(framework_step, loss=problem.loss, device=problem.device, low=low)
+
+    def calling(module: nn.Module) -> Callable[[], Tensor]:
+        def logits() -> Tensor:
+            found = module(problem.tokens, problem.image)
+            chosen: Tensor = found["logits"] if isinstance(found, dict) else found
+            return chosen
+
+        return logits
+
+    plain = problem.head().train()
+    found: dict[str, Step] = {
+        "packed": problem.packed_step(precision),
+        "plain": step(calling(plain), parameters=list(plain.parameters())),
+    }
+    kernels = problem.kernels(precision)
+    if kernels:
+        found["kernels"] = problem.packed_step(precision, kernels)
+    module = authors_or_torch(problem).train()
+    parameters = list(module.parameters())
+    if problem.shape.official:
+        # As their code does: torch chooses the attention backend.
+        found["authors"] = step(calling(module), parameters=parameters)
+        return {name: Side(run) for name, run in found.items()}
+    backend, _ = fastest_backend(
+        lambda b: step(calling(module), parameters=parameters, backend=b), problem.device
+    )
+    found["torch"] = step(calling(module), parameters=parameters, backend=backend)
+    if settings.compile:
+        mode = "max-autotune" if problem.device == "cuda" else None
+        compiled = torch.compile(calling(module), mode=mode)
+        run = step(compiled, parameters=parameters, backend=backend)
+        try:
+            run()
+        except Exception as error:  # whatever the compiler of the machine says
+            left_out["compiled"] = str(error).strip().splitlines()[0][:200]
+        else:
+            found["compiled"] = run
+    return {name: Side(run) for name, run in found.items()}
