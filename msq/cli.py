@@ -14,8 +14,6 @@ from msq.choices import (
     Classifier,
     ClipOutput,
     Ensemble,
-    FeatureKind,
-    GlobalToken,
     OnDegraded,
     Policy,
     Pooling,
@@ -28,6 +26,16 @@ from msq.choices import (
     Task,
     TextPooling,
 )
+from msq.cli_bench import bench_app
+from msq.cli_options import (
+    Config,
+    Device,
+    Json,
+    Options,
+    Overrides,
+    Quiet,
+)
+from msq.cli_store import store_app
 from msq.errors import MsqError, UsageError
 
 app = typer.Typer(
@@ -37,32 +45,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="Look at a feature store, or add to it.", no_args_is_help=True)
 encoders_app = typer.Typer(help="What can encode.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 app.add_typer(encoders_app, name="encoders")
 datasets_app = typer.Typer(help="What can be read, and is it all there.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
-bench_app = typer.Typer(help="How fast is it here, and is it right.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Never falls back.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Configuration overrides.")
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="A dataset's option; may be repeated."),
-]
-Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it all runs.")]
-Rounds = Annotated[
-    int | None, typer.Option(help="How often each side runs; the case's own.", min=1)
-]
-OnlyCases = Annotated[str, typer.Option("--case", help="Only cases whose name contains this.")]
 
 
 def _version(wanted: bool) -> None:
@@ -453,121 +441,6 @@ def zero_shot(
     stage_two.show_zero_shot(result, json=json)
 
 
-@store_app.command(epilog="Example: msq store inspect clips.zarr")
-def inspect(
-    store: Annotated[Path, typer.Argument(help="Feature store.")],
-    json: Json = False,
-) -> None:
-    """Say what a store holds, how it was made and how complete it is."""
-    from msq.report import stage_one
-
-    stage_one.show_store(store, json=json)
-
-
-@store_app.command(epilog="Example: msq store verify clips.zarr")
-def verify(
-    store: Annotated[Path, typer.Argument(help="Feature store.")],
-    json: Json = False,
-) -> None:
-    """Read every row that is recorded as done; checksums must agree (exit code 4 if not)."""
-    from msq.report import stage_one
-
-    if not stage_one.verify_store(store, json=json):
-        raise typer.Exit(4)
-
-
-@store_app.command(
-    "import",
-    epilog="Example: msq store import clips.zarr i3d_features --name i3d --manifest clips.csv "
-    "--tokens 16",
-)
-def import_(
-    store: Annotated[Path, typer.Argument(help="Feature store; made, or added to.")],
-    features: Annotated[
-        Path, typer.Argument(help="Folder of npy, npz, pt, safetensors or h5, or one such file.")
-    ],
-    name: Annotated[str, typer.Option(help="The encoder's name in the store, e.g. i3d.")],
-    kind: Annotated[
-        FeatureKind, typer.Option(help="video for tokens, image for one vector a clip.")
-    ] = FeatureKind.video,
-    manifest: Annotated[
-        Path | None, typer.Option(help="CSV or JSONL manifest, or a folder per class.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="A dataset's name (with --root).")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
-    option: Options = None,
-    classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
-    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
-    policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
-    limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
-    layout: Annotated[
-        str,
-        typer.Option(
-            help="auto, or the stored axes: D width, T time, N tokens kept, V H W averaged."
-        ),
-    ] = "auto",
-    tokens: Annotated[
-        int | None, typer.Option(help="Average each clip's features to so many pieces.", min=1)
-    ] = None,
-    global_token: Annotated[
-        GlobalToken, typer.Option("--global", help="Token 0: the mean of all, or none.")
-    ] = GlobalToken.mean,
-    seconds_per_feature: Annotated[
-        float | None, typer.Option(help="Step in time; needed where clips are parts of videos.")
-    ] = None,
-    feature_fps: Annotated[
-        float | None, typer.Option(help="The same as features per second.")
-    ] = None,
-    feature_offset: Annotated[
-        float | None, typer.Option(help="Centre of the first feature, seconds; half a step.")
-    ] = None,
-    key_template: Annotated[
-        str | None,
-        typer.Option(help="Names of features, from {id}, {stem}, {parent}, {start}, {end}."),
-    ] = None,
-    array: Annotated[
-        str | None, typer.Option(help="Which array, where a file has several for a video.")
-    ] = None,
-    store_dtype: Annotated[
-        StoreType, typer.Option(help="Number type in the store.")
-    ] = StoreType.float16,
-    shard: Annotated[int, typer.Option(help="Clips per shard.", min=1)] = 64,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Put features computed elsewhere into a store, as an encoder beside msq's own. Resumes."""
-    from msq.extract.datasets.options import parse_options
-    from msq.extract.request import ExtractRequest
-    from msq.report import stage_one, store_import
-
-    request = ExtractRequest(
-        manifest=manifest,
-        dataset=dataset,
-        root=root,
-        options=parse_options(option or ()),
-        classes=classes,
-        task=task.value,
-        policy=policy.value,
-        limit=limit,
-    )
-    settings: dict[str, Any] = {
-        "name": name,
-        "kind": kind.value,
-        "layout": layout,
-        "tokens": tokens,
-        "global_token": global_token.value,
-        "seconds_per_feature": store_import.step(seconds_per_feature, feature_fps),
-        "feature_offset": feature_offset,
-        "key_template": key_template,
-        "array": array,
-        "store_dtype": store_dtype.value,
-        "shard": shard,
-    }
-    result = store_import.run(store, features, request, settings, quiet=quiet)
-    store_import.show(result, json=json)
-    raise typer.Exit(stage_one.exit_code(result))
-
-
 @encoders_app.command("list", epilog="Example: msq encoders list")
 def list_encoders(json: Json = False) -> None:
     """Say what each encoder needs and under what licence its weights are."""
@@ -595,63 +468,6 @@ def check_dataset(
     from msq.report import datasets
 
     datasets.show_survey(name, root, option or (), json=json)
-
-
-@bench_app.command("head", epilog="Example: msq bench head --case K=157 --rounds 5")
-def bench_head(
-    quick: Quick = False,
-    rounds: Rounds = None,
-    case: OnlyCases = "",
-    compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile too; takes minutes on a CPU.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Never falls back.")] = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Time the training step beside PyTorch's; only where they agree (exit code 4 if not)."""
-    from msq.report import benchmarks
-
-    found = benchmarks.run(
-        "head",
-        quick=quick,
-        rounds=rounds,
-        device=device,
-        compile=compile,
-        only=case,
-        quiet=quiet,
-    )
-    raise typer.Exit(benchmarks.show(found, json=json))
-
-
-@bench_app.command("store", epilog="Example: msq bench store --json")
-def bench_store(
-    quick: Quick = False,
-    rounds: Rounds = None,
-    case: OnlyCases = "",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Time feeding from a store beside the least there is to do (exit code 4 on wrong bytes)."""
-    from msq.report import benchmarks
-
-    found = benchmarks.run("store", quick=quick, rounds=rounds, only=case, quiet=quiet)
-    raise typer.Exit(benchmarks.show(found, json=json))
-
-
-@bench_app.command("decode", epilog="Example: msq bench decode --rounds 5")
-def bench_decode(
-    quick: Quick = False,
-    rounds: Rounds = None,
-    case: OnlyCases = "",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Time decoding a few frames beside decoding all (exit code 4 where the frames differ)."""
-    from msq.report import benchmarks
-
-    found = benchmarks.run("decode", quick=quick, rounds=rounds, only=case, quiet=quiet)
-    raise typer.Exit(benchmarks.show(found, json=json))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
+from msq.kernels.gpu.launch import capability
 from msq.kernels.tiles import find_tile
 
 
@@ -47,13 +48,9 @@ def launch(key: Tensor, site: int, words: int, rate: int) -> Tensor:
     """int32 [words] on the key's device."""
     needed = digits_needed(rate)
     out = torch.empty(words, dtype=torch.int32, device=key.device)
-    tile = find_tile("mask_bits", _capability(key), words)
+    tile = find_tile("mask_bits", capability(key), words)
     grid = (triton.cdiv(words, tile.sizes["BLOCK"]),)
     make_bits[grid](
         key, out, words, site, rate, DIGITS - needed, needed, ROUNDS, **tile.launch()
     )  # fmt: skip
     return out
-
-
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

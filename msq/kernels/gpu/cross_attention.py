@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msq.kernels.cross_attention import CHUNK, columns, token_pieces
+from msq.kernels.gpu.launch import capability, given
 from msq.kernels.tiles import find_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -267,13 +268,13 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The result and h [B K, D]; mean and inverse deviation of h [B K] float32."""
     per_clip, constants = _shared(x, keys)
-    tile = find_tile("absorbed_cross", _capability(x), columns(*keys.shape[2:0:-1]))
+    tile = find_tile("absorbed_cross", capability(x), columns(*keys.shape[2:0:-1]))
     out, h = torch.empty_like(x), torch.empty_like(x)
     mean = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     forward[(triton.cdiv(per_clip, tile.sizes["ROWS"]), keys.shape[0])](
         x, keys.contiguous(), beta.contiguous(), values.contiguous(), out_bias.contiguous(),
-        weight.contiguous(), bias.contiguous(), _given(bits, x), _given(residual_bits, x),
+        weight.contiguous(), bias.contiguous(), given(bits, x), given(residual_bits, x),
         out, h, mean, rstd, per_clip, scale, eps, HAS_BITS=bits is not None,
         HAS_RESIDUAL_BITS=residual_bits is not None, **constants, **tile.launch(),
     )  # fmt: skip
@@ -287,12 +288,12 @@ def launch_backward(
     """The gradient of x [B K, D]; p after dropout and the gradient of s [B, K, H T]."""
     per_clip, constants = _shared(x, keys)
     clips, heads, tokens, _ = keys.shape
-    tile = find_tile("absorbed_cross_backward", _capability(x), columns(*keys.shape[2:0:-1]))
+    tile = find_tile("absorbed_cross_backward", capability(x), columns(*keys.shape[2:0:-1]))
     dx = torch.empty_like(x)
     dropped = torch.empty(clips, per_clip, heads * tokens, dtype=x.dtype, device=x.device)
     ds = torch.empty_like(dropped)
     backward_rows[(triton.cdiv(per_clip, tile.sizes["ROWS"]), clips)](
-        do, dh, x, keys.contiguous(), beta.contiguous(), values.contiguous(), _given(bits, x),
+        do, dh, x, keys.contiguous(), beta.contiguous(), values.contiguous(), given(bits, x),
         dx, dropped, ds, per_clip, scale, HAS_BITS=bits is not None, **constants,
         **tile.launch(),
     )  # fmt: skip
@@ -308,12 +309,3 @@ def _shared(x: Tensor, keys: Tensor) -> tuple[int, dict[str, int | str]]:
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     return x.shape[0] // clips, constants
-
-
-def _given(bits: Tensor | None, like: Tensor) -> Tensor:
-    """Some pointer: without dropout it is never followed."""
-    return like if bits is None else bits.contiguous()
-
-
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

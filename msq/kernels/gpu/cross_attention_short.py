@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msq.kernels.gpu.launch import capability, given
 from msq.kernels.tiles import find_tile
 
 _LOG2E = 1.4426950408889634
@@ -117,9 +118,9 @@ def launch_forward(
     q, kv = _rows(q), _rows(kv)
     sizes, constants = _shared(q, kv, bits, clips, heads)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    tile = find_tile("cross_attention", _capability(q), sizes[0])
+    tile = find_tile("cross_attention", capability(q), sizes[0])
     forward[(triton.cdiv(sizes[0], tile.sizes["ROWS"]), clips * heads)](
-        q, kv, _given(bits, q), out, *sizes, _LOG2E / math.sqrt(q.shape[1] // heads), keep_scale,
+        q, kv, given(bits, q), out, *sizes, _LOG2E / math.sqrt(q.shape[1] // heads), keep_scale,
         **constants, **tile.launch(),
     )  # fmt: skip
     return out
@@ -135,9 +136,9 @@ def launch_backward(
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dkv = torch.empty(kv.shape, dtype=q.dtype, device=q.device)
     root = math.sqrt(q.shape[1] // heads)
-    tile = find_tile("cross_attention_backward", _capability(q), sizes[0])
+    tile = find_tile("cross_attention_backward", capability(q), sizes[0])
     backward[(clips * heads,)](
-        grad, q, kv, _given(bits, q), dq, dkv, *sizes, 1 / root, _LOG2E / root, keep_scale,
+        grad, q, kv, given(bits, q), dq, dkv, *sizes, 1 / root, _LOG2E / root, keep_scale,
         **constants, **tile.launch(),
     )  # fmt: skip
     return dq, dkv
@@ -160,12 +161,3 @@ def _shared(
 def _rows(x: Tensor) -> Tensor:
     """Rows of any stride stay where they are; their numbers lie side by side."""
     return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _given(bits: Tensor | None, like: Tensor) -> Tensor:
-    """Some pointer: without dropout it is never followed."""
-    return like if bits is None else bits.contiguous()
-
-
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

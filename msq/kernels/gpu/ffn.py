@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msq.kernels.gpu.launch import capability
 from msq.kernels.tiles import find_tile
 
 _PROGRAMS = 1056  # of the backward pass: eight for each of 132 multiprocessors
@@ -67,7 +68,7 @@ def backward(
 def launch_forward(x: Tensor, bias: Tensor, bits: Tensor | None, scale: float) -> Tensor:
     """[M, F]."""
     rows, width = x.shape
-    tile = find_tile("relu_drop", _capability(x), width)
+    tile = find_tile("relu_drop", capability(x), width)
     out = torch.empty_like(x)
     grid = (triton.cdiv(rows, tile.sizes["ROWS"]), triton.cdiv(width, tile.sizes["COLS"]))
     forward[grid](
@@ -80,7 +81,7 @@ def launch_forward(x: Tensor, bias: Tensor, bits: Tensor | None, scale: float) -
 def launch_backward(grad: Tensor, out: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Gradients of x [M, F] and of bias [F]."""
     rows, width = out.shape
-    tile = find_tile("relu_drop_backward", _capability(out), width)
+    tile = find_tile("relu_drop_backward", capability(out), width)
     across = triton.cdiv(width, tile.sizes["COLS"])
     groups = triton.cdiv(rows, tile.sizes["ROWS"])
     programs = min(groups, max(1, _PROGRAMS // across))
@@ -90,7 +91,3 @@ def launch_backward(grad: Tensor, out: Tensor, bias: Tensor, scale: float) -> tu
         grad, out, dx, parts, rows, triton.cdiv(groups, programs), scale, F=width, **tile.launch()
     )
     return dx, parts.sum(0).to(bias.dtype)
-
-
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

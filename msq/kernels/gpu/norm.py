@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msq.kernels.gpu.launch import capability, given
 from msq.kernels.tiles import find_tile
 
 _PROGRAMS = 1056  # of the backward pass: eight for each of 132 multiprocessors
@@ -128,13 +129,13 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result and h [M, D]; mean and inverse deviation [M] float32."""
     rows, width = x.shape
-    tile = find_tile("drop_add_norm", _capability(x), width)
+    tile = find_tile("drop_add_norm", capability(x), width)
     out, h = torch.empty_like(x), torch.empty_like(x)
     mean = torch.empty(rows, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     grid = (triton.cdiv(rows, tile.sizes["ROWS"]),)
     forward[grid](
-        x, y, weight, bias, _given(bits, x), out, h, mean, rstd, rows, scale, eps,
+        x, y, weight, bias, given(bits, x), out, h, mean, rstd, rows, scale, eps,
         D=width, WIDTH=triton.next_power_of_2(max(width, 32)), HAS_BITS=bits is not None,
         **tile.launch(),
     )  # fmt: skip
@@ -152,25 +153,16 @@ def launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and y [M, D] and of weight and bias [D]."""
     rows, width = h.shape
-    tile = find_tile("drop_add_norm_backward", _capability(h), width)
+    tile = find_tile("drop_add_norm_backward", capability(h), width)
     groups = triton.cdiv(rows, tile.sizes["ROWS"])
     programs = min(groups, _PROGRAMS)
     dx, dy = torch.empty_like(h), torch.empty_like(h)
     parts = torch.empty(2, programs, width, dtype=torch.float32, device=h.device)
     backward[(programs,)](
-        grad, h, mean, rstd, weight, _given(bits, h), dx, dy, parts[0], parts[1], rows,
+        grad, h, mean, rstd, weight, given(bits, h), dx, dy, parts[0], parts[1], rows,
         triton.cdiv(groups, programs), scale,
         D=width, WIDTH=triton.next_power_of_2(max(width, 32)), HAS_BITS=bits is not None,
         **tile.launch(),
     )  # fmt: skip
     sums = parts.sum(1)
     return dx, dy, sums[0], sums[1].clone()
-
-
-def _given(bits: Tensor | None, like: Tensor) -> Tensor:
-    """Some pointer: without dropout it is never followed."""
-    return like if bits is None else bits.contiguous()
-
-
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msq.kernels.gpu.launch import capability, given
 from msq.kernels.tiles import find_tile
 
 _LOG2E = 1.4426950408889634
@@ -229,10 +230,10 @@ def launch_forward(
     keys, width, shared = _shared(qkv, clip, bits, valid, clips, heads)
     out = torch.empty(clips * keys, width, dtype=qkv.dtype, device=qkv.device)
     log_sum = torch.empty(clips * heads * keys, dtype=torch.float32, device=qkv.device)
-    tile = find_tile("self_attention", _capability(qkv), keys)
+    tile = find_tile("self_attention", capability(qkv), keys)
     first, second = key_pieces(keys)
     forward[(triton.cdiv(keys, tile.sizes["ROWS"]), clips * heads)](
-        qkv, _given(clip, qkv), _given(bits, qkv), _given(valid, qkv), out, log_sum, keys, heads,
+        qkv, given(clip, qkv), given(bits, qkv), given(valid, qkv), out, log_sum, keys, heads,
         _per_group(valid, clips), -(-keys // 32), _LOG2E / math.sqrt(width // heads), keep_scale,
         FIRST=first, SECOND=second, **shared, **tile.launch(),
     )  # fmt: skip
@@ -249,14 +250,14 @@ def launch_backward(
     delta = torch.empty_like(log_sum)
     root = math.sqrt(width // heads)
     arguments = (
-        grad, qkv, _given(clip, qkv), _given(bits, qkv), _given(valid, qkv), log_sum, delta, dqkv,
+        grad, qkv, given(clip, qkv), given(bits, qkv), given(valid, qkv), log_sum, delta, dqkv,
         keys, heads, _per_group(valid, clips), -(-keys // 32), 1 / root, _LOG2E / root, keep_scale,
     )  # fmt: skip
     first, second = key_pieces(keys)
-    tile = find_tile("self_attention_backward_rows", _capability(qkv), keys)
+    tile = find_tile("self_attention_backward_rows", capability(qkv), keys)
     grid = (triton.cdiv(keys, tile.sizes["ROWS"]), clips * heads)
     backward_rows[grid](*arguments, FIRST=first, SECOND=second, **shared, **tile.launch())
-    tile = find_tile("self_attention_backward_keys", _capability(qkv), keys)
+    tile = find_tile("self_attention_backward_keys", capability(qkv), keys)
     grid = (triton.cdiv(keys, tile.sizes["COLS"]), clips * heads)
     backward_keys[grid](*arguments, **shared, **tile.launch())
     return dqkv
@@ -280,12 +281,3 @@ def _shared(
 def _per_group(valid: Tensor | None, clips: int) -> int:
     """Clips that share a row of `valid`."""
     return clips if valid is None else clips // len(valid)
-
-
-def _given(optional: Tensor | None, like: Tensor) -> Tensor:
-    """Some pointer: where the tensor is not there, it is never followed."""
-    return like if optional is None else optional.contiguous()
-
-
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None

@@ -1,0 +1,68 @@
+"""`msq bench`: how fast is it here, and is it right."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from msq.cli_options import Json, OnlyCases, Quick, Quiet, Rounds
+
+bench_app = typer.Typer(help="How fast is it here, and is it right.", no_args_is_help=True)
+
+
+@bench_app.command("head", epilog="Example: msq bench head --case K=157 --rounds 5")
+def bench_head(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile too; takes minutes on a CPU.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Never falls back.")] = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time the training step beside PyTorch's; only where they agree (exit code 4 if not)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run(
+        "head",
+        quick=quick,
+        rounds=rounds,
+        device=device,
+        compile=compile,
+        only=case,
+        quiet=quiet,
+    )
+    raise typer.Exit(benchmarks.show(found, json=json))
+
+
+@bench_app.command("store", epilog="Example: msq bench store --json")
+def bench_store(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time feeding from a store beside the least there is to do (exit code 4 on wrong bytes)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run("store", quick=quick, rounds=rounds, only=case, quiet=quiet)
+    raise typer.Exit(benchmarks.show(found, json=json))
+
+
+@bench_app.command("decode", epilog="Example: msq bench decode --rounds 5")
+def bench_decode(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time decoding a few frames beside decoding all (exit code 4 where the frames differ)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run("decode", quick=quick, rounds=rounds, only=case, quiet=quiet)
+    raise typer.Exit(benchmarks.show(found, json=json))

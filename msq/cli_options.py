@@ -1,0 +1,25 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Never falls back.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Configuration overrides.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="A dataset's option; may be repeated."),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it all runs.")]
+Rounds = Annotated[
+    int | None, typer.Option(help="How often each side runs; the case's own.", min=1)
+]
+OnlyCases = Annotated[str, typer.Option("--case", help="Only cases whose name contains this.")]
