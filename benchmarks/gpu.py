@@ -4,6 +4,7 @@
     PYTHONPATH=. python benchmarks/gpu.py --part 1 --out results.jsonl
     PYTHONPATH=. python benchmarks/gpu.py --part 2 --out results.jsonl
     PYTHONPATH=. python benchmarks/gpu.py --part 3 --out results.jsonl
+    PYTHONPATH=. python benchmarks/gpu.py --part 4 --out results.jsonl   # encoders of stage one
 
 Each part takes under eight minutes, K = 157 first, and appends its results to --out as they come,
 one JSON document a line. At the end the goals are printed with what has been reached by all lines

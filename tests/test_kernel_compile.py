@@ -6,6 +6,7 @@ either can be seen without a GPU.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tempfile
@@ -13,20 +14,24 @@ from pathlib import Path
 
 import pytest
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
-from msq.kernels.cross_attention import columns, token_pieces
-from msq.kernels.gpu import bits as gpu_bits
-from msq.kernels.gpu import cross_attention as gpu_cross_attention
-from msq.kernels.gpu import cross_attention_short as gpu_cross_attention_short
-from msq.kernels.gpu import ffn as gpu_ffn
-from msq.kernels.gpu import norm as gpu_norm
-from msq.kernels.gpu import self_attention as gpu_self_attention
-from msq.kernels.tiles import find_tile
+from msq.bench.kernel_builds import (
+    ARCHITECTURES,
+    SHARED_LIMIT,
+    Build,
+    builds,
+    compile_for,
+    key,
+    record,
+    table,
+    types,
+)
+from msq.kernels.gpu import temporal_attention as gpu_temporal_attention
+from msq.kernels.tiles import Tile, find_tile
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -57,122 +62,129 @@ def resources(compiled) -> dict[str, int]:
     return {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", shown)}
 
 
-ROW = {"x": "*bf16", "y": "*bf16", "grad": "*bf16", "h": "*bf16", "out": "*bf16", "dx": "*bf16",
-       "dy": "*bf16", "weight": "*fp32", "bias": "*fp32", "dweight": "*fp32", "dbias": "*fp32",
-       "mean": "*fp32", "rstd": "*fp32", "bits": "*i32", "M": "i32", "steps": "i32",
-       "scale": "fp32", "eps": "fp32"}  # fmt: skip
+def instructions(compiled) -> list[str]:
+    """Names of the machine instructions of the binary, in order."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        shown = subprocess.run(
+            [CUOBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", shown)
+    return [name for name in found if name != "NOP"]
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize("width", [512, 768])
-def test_norm_kernels_fit_without_spills(architecture: int, width: int) -> None:
-    constants = {"D": width, "WIDTH": triton.next_power_of_2(width), "HAS_BITS": True}
-    for kernel, op, most in (
-        (gpu_norm.forward, "drop_add_norm", 80),
-        (gpu_norm.backward, "drop_add_norm_backward", 128),
-    ):
-        compiled = build(kernel, op, width, architecture, ROW, **constants)
-        found = resources(compiled)
-        assert found["STACK"] == 0, (op, found)
-        assert found["REG"] <= most, (op, found)
-        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
+EVERY = [(made, architecture) for architecture in ARCHITECTURES for made in builds()]
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_the_bit_generator_fits_without_spills(architecture: int) -> None:
-    needed = digits_needed(410)
-    types = {"key": "*i64", "out": "*i32", "words": "i32"}
-    compiled = build(
-        gpu_bits.make_bits, "mask_bits", 10**6, architecture, types,
-        site=3, rate=410, first_digit=DIGITS - needed, needed=needed, rounds=ROUNDS,
-    )  # fmt: skip
-    found = resources(compiled)
-    assert found["STACK"] == 0
-    assert found["REG"] <= 64, found
+@pytest.mark.parametrize(("of", "architecture"), EVERY, ids=[key(*each) for each in EVERY])
+def test_a_kernel_fits_without_spills_and_is_what_the_record_says(
+    of: Build, architecture: int
+) -> None:
+    made = compile_for(of, architecture)
+    assert made.fits(architecture), made
+    assert not made.atomics
+    assert bool(made.tensor_core) == of.products
+    written = record().get(triton.__version__)
+    if written is None:
+        pytest.skip(f"Triton {triton.__version__} is not recorded: benchmarks/kernel_table.py")
+    expected = written[key(of, architecture)]
+    assert abs(made.instructions - expected["instructions"]) <= 0.1 * expected["instructions"]
+    assert made.registers <= 1.1 * expected["registers"]
+    assert made.tensor_core == tuple(expected["tensor_core"])
+    assert expected["stack"] == 0
 
 
-ATTENTION = {**dict.fromkeys(("qkv", "clip", "out", "grad", "dqkv"), "*bf16"),
-             **dict.fromkeys(("log_sum", "delta"), "*fp32"), "bits": "*i32", "valid": "*u8",
-             **dict.fromkeys(("K", "H", "per_group", "words"), "i32"),
-             **dict.fromkeys(("scale", "scale2", "keep_scale"), "fp32")}  # fmt: skip
-
-
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize("factorised", [False, True])
-def test_self_attention_fits_without_spills(architecture: int, factorised: bool) -> None:
-    constants = {"D": 512, "d": 64, "HAS_BITS": True, "HAS_VALID": False, "PRECISION": "tf32",
-                 "FACTORISED": factorised}  # fmt: skip
-    whole_row = {**constants, "FIRST": 128, "SECOND": 32}
-    for kernel, op, own in (
-        (gpu_self_attention.forward, "self_attention", whole_row),
-        (gpu_self_attention.backward_rows, "self_attention_backward_rows", whole_row),
-        (gpu_self_attention.backward_keys, "self_attention_backward_keys", constants),
-    ):
-        compiled = build(kernel, op, 157, architecture, ATTENTION, **own)
-        found = resources(compiled)
-        assert found["STACK"] == 0, (op, found)
-        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
-        if architecture == 90:
-            assert "wgmma" in compiled.asm["ptx"]
-
-
-ABSORBED = {**dict.fromkeys(("x", "keys", "values", "out", "h", "do", "dh", "dx", "dropped", "ds",
-                             "beta", "out_bias"), "*bf16"),
-            **dict.fromkeys(("weight", "bias", "mean", "rstd"), "*fp32"),
-            **dict.fromkeys(("bits", "residual_bits"), "*i32"),
-            "K": "i32", "scale": "fp32", "eps": "fp32"}  # fmt: skip
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_record_has_every_kernel_and_no_other_for_both_versions(architecture: int) -> None:
+    assert {"3.6.0", "3.9.0"} <= record().keys()
+    for written in record().values():
+        end = f" sm_{architecture}"
+        assert {k for k in written if k.endswith(end)} == {key(of, architecture) for of in builds()}
 
 
 @pytest.mark.parametrize(
-    ("architecture", "tokens"),
-    [(80, 17), (80, 20), (80, 24), (80, 32), (90, 16), (90, 17), (90, 20), (90, 32), (100, 17),
-     (100, 32)],
+    "name", ["self_attention K=157", "self_attention_backward_rows K=157",
+             "self_attention_backward_keys K=157", "self_attention, factorised K=157",
+             "absorbed_cross T=17", "absorbed_cross_backward T=17"],
 )  # fmt: skip
-def test_absorbed_cross_attention_fits_without_spills(architecture: int, tokens: int) -> None:
-    main, extra = token_pieces(tokens, 8)
-    constants = {"T": tokens, "D": 512, "H": 8, "MAIN": main, "EXTRA": extra, "HAS_BITS": True,
-                 "PRECISION": "tf32", "CHUNK": gpu_cross_attention.CHUNK}  # fmt: skip
-    for kernel, op, own in (
-        (gpu_cross_attention.forward, "absorbed_cross", {**constants, "HAS_RESIDUAL_BITS": True}),
-        (gpu_cross_attention.backward_rows, "absorbed_cross_backward", constants),
-    ):
-        compiled = build(kernel, op, columns(tokens, 8), architecture, ABSORBED, **own)
-        found = resources(compiled)
-        assert found["STACK"] == 0, (op, found)
-        assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
-        if architecture == 90 and tokens == 17:
-            assert "wgmma" in compiled.asm["ptx"]
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_large_products_are_those_of_the_architecture(name: str, architecture: int) -> None:
+    for written in record().values():
+        kinds = written[f"{name} sm_{architecture}"]["tensor_core"]
+        if architecture == 90:
+            assert kinds == ["HGMMA"]
+        assert kinds
 
 
-SHORT = {**dict.fromkeys(("q", "kv", "out", "grad", "dq", "dkv"), "*bf16"), "bits": "*i32",
-         **dict.fromkeys(("K", "T", "H", "q_stride", "kv_stride"), "i32"),
-         **dict.fromkeys(("scale", "scale2", "keep_scale"), "fp32")}  # fmt: skip
+def test_the_table_in_the_documents_is_the_record_s() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert table(record()) in text
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize("keys", [12, 20, 51])
-def test_short_cross_attention_fits_without_spills(architecture: int, keys: int) -> None:
-    constants = {"D": 512, "d": 64, "TOKENS": 32, "HAS_BITS": True, "PRECISION": "tf32"}
+@triton.jit
+def product_that_draws(
+    x, w, out, seed, M, N: tl.constexpr, K: tl.constexpr, DRAWS: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """relu(x w^T) with dropout drawn number by number: what the kernels are not to be."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    total = tl.zeros((ROWS, COLS), dtype=tl.float32)
+    for start in range(0, K, DEPTH):
+        lane = start + tl.arange(0, DEPTH)
+        a = tl.load(x + row[:, None] * K + lane[None, :])
+        b = tl.load(w + col[:, None] * K + lane[None, :])
+        total = tl.dot(a, tl.trans(b), total)
+    total = tl.maximum(total, 0.0)
+    at = row[:, None] * N + col[None, :]
+    if DRAWS:
+        total = tl.where(tl.rand(seed, at) > 0.1, total, 0.0)
+    tl.store(out + at, total.to(out.dtype.element_ty))
+
+
+def test_the_guard_sees_a_product_that_draws_its_own_random_numbers() -> None:
+    given = types(bf16="x w out", int="seed M")
+    tile = Tile("product", "sm_90", 1, {"ROWS": 128, "COLS": 256, "DEPTH": 64}, 8, 3)
+    plain, drawing = (
+        compile_for(
+            Build("product", "product", 1, product_that_draws, given,
+                  {"N": 2048, "K": 512, "DRAWS": draws}), 90, tile,
+        )
+        for draws in (False, True)
+    )  # fmt: skip
+    assert plain.fits(90)
+    assert plain.tensor_core == ("HGMMA",)
+    assert not drawing.fits(90)
+    assert drawing.stack > 0
+    assert drawing.instructions > 3 * plain.instructions
+
+
+TEMPORAL = {**dict.fromkeys(("qkv", "out", "grad", "dqkv"), "*bf16"), "rows": "i32",
+            "scale": "fp32", "scale2": "fp32"}  # fmt: skip
+COUNTS = json.loads(Path(__file__).with_name("kernel_instructions.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "frames", "product"),
+    [(80, 16, "HMMA"), (90, 8, "HMMA"), (90, 10, "HMMA"), (90, 16, "HMMA"), (90, 32, "HMMA"),
+     (90, 96, "HGMMA"), (100, 16, "HMMA"), (100, 96, "UTCHMMA")],
+)  # fmt: skip
+def test_temporal_attention_fits_without_spills(
+    architecture: int, frames: int, product: str
+) -> None:
+    """Blocks of 16 and 32 rows are products of single warps on every architecture."""
+    constants = {"H": 12, "d": 64, "T": frames, "PRECISION": "tf32"}
     for kernel, op in (
-        (gpu_cross_attention_short.forward, "cross_attention"),
-        (gpu_cross_attention_short.backward, "cross_attention_backward"),
+        (gpu_temporal_attention.forward, "temporal_attention"),
+        (gpu_temporal_attention.backward, "temporal_attention_backward"),
     ):
-        compiled = build(kernel, op, keys, architecture, SHORT, **constants)
-        found = resources(compiled)
+        compiled = build(kernel, op, frames, architecture, TEMPORAL, **constants)
+        found, names = resources(compiled), instructions(compiled)
         assert found["STACK"] == 0, (op, found)
         assert compiled.metadata.shared <= SHARED_LIMIT[architecture]
-
-
-HIDDEN = {**dict.fromkeys(("x", "out", "grad", "dx"), "*bf16"), "bias": "*bf16", "parts": "*fp32",
-          "bits": "*i32", "M": "i32", "steps": "i32", "scale": "fp32"}  # fmt: skip
-
-
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_the_hidden_layer_fits_without_spills(architecture: int) -> None:
-    for kernel, op, own in (
-        (gpu_ffn.forward, "relu_drop", {"HAS_BITS": True}),
-        (gpu_ffn.backward, "relu_drop_backward", {}),
-    ):
-        found = resources(build(kernel, op, 2048, architecture, HIDDEN, F=2048, **own))
-        assert found["STACK"] == 0, (op, found)
-        assert found["REG"] <= 96, (op, found)
+        assert product in names
+        assert not {"RED", "ATOM", "ATOMG"} & set(names)
+        recorded = COUNTS.get(triton.__version__, {})
+        expected = recorded.get(f"{op} sm_{architecture} T={frames}", len(names))
+        assert abs(len(names) - expected) <= 0.1 * expected, (op, len(names), expected)

@@ -7,19 +7,20 @@ time is taken where they differ.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from msq.errors import UsageError
 
-Kind = Literal["head", "store", "decode"]
+Kind = Literal["head", "store", "decode", "extract"]
 Unit = Literal["ms", "MB/s"]
 KINDS: dict[str, str] = {
     "head": "msq.bench.head_cases",
     "store": "msq.bench.store_cases",
     "decode": "msq.bench.decode_cases",
+    "extract": "msq.bench.extract_cases",
 }
 
 
@@ -75,6 +76,29 @@ class Side:
     before: Callable[[], object] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What follows from the times of a case, and what is wanted of it.
+
+    Attributes:
+        value: the number.
+        goal: at least this, or at most where `most`; None where it is there to be known.
+        most: smaller is better.
+    """
+
+    value: float
+    goal: float | None = None
+    most: bool = False
+
+    def to_dict(self) -> dict[str, float | bool | None]:
+        """With `met`, None where there is no goal."""
+        good = self.goal is not None and (
+            self.value <= self.goal if self.most else self.value >= self.goal
+        )
+        met = None if self.goal is None else good
+        return {"value": self.value, "goal": self.goal, "most": self.most, "met": met}
+
+
 @dataclass(slots=True)
 class Prepared:
     """A case with its data made.
@@ -86,6 +110,7 @@ class Prepared:
         flops: of one run as the plain form counts them, for the share of the ceiling.
         precision: of the matrix products, `fp32` or `bf16`, with `flops`.
         left_out: sides that could not be made, and why; filled by `sides`.
+        figures: what follows from the (wall, CPU) seconds of each side, by what it is.
     """
 
     gate: Callable[[], Gate]
@@ -94,6 +119,9 @@ class Prepared:
     flops: float | None = None
     precision: str = "fp32"
     left_out: dict[str, str] = field(default_factory=dict)
+    figures: Callable[[Mapping[str, Sequence[tuple[float, float]]]], Mapping[str, Figure]] = field(
+        default=lambda taken: {}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +135,7 @@ class Case:
         unit: of what is reported for each side.
         rounds: unless the settings say otherwise.
         prepare: makes the data; closing it removes what was made.
+        not_here: why it says nothing on this machine, and is not run; "" where it does.
     """
 
     name: str
@@ -115,13 +144,14 @@ class Case:
     unit: Unit
     rounds: int
     prepare: Callable[[Settings], AbstractContextManager[Prepared]]
+    not_here: str = ""
 
 
 def registry(kind: str, settings: Settings) -> tuple[Case, ...]:
     """The cases of a kind, in order.
 
     Args:
-        kind: `head`, `store` or `decode`.
+        kind: `head`, `store`, `decode` or `extract`.
         settings: `only` chooses among them.
 
     Raises:

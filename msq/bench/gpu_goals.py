@@ -157,9 +157,27 @@ def _cross(way: str) -> Callable[[Found], float | None]:
     return value
 
 
+def _temporal(found: Found) -> float | None:
+    value = found.get("temporal attention T=16", {}).get("over_best_of_torch", {}).get("forward")
+    return None if value is None else float(value)
+
+
 def _differing(found: Found) -> float | None:
     value = found.get("loss curve", {}).get("different")
     return None if value is None else float(value)
+
+
+def _encoder_mfu(name: str) -> Callable[[Found], float | None]:
+    """Share of the ceiling of the faster of eager and compiled."""
+
+    def value(found: Found) -> float | None:
+        sides, limits = found.get(name, {}).get("sides", {}), found.get("ceilings", {})
+        speeds = [float(side["flops"]) for side in sides.values() if "flops" in side]
+        if not speeds or "bf16_flops" not in limits:
+            return None
+        return max(speeds) / float(limits["bf16_flops"])
+
+    return value
 
 
 def _nothing(found: Found) -> float | None:
@@ -186,8 +204,11 @@ GOALS = (
     Goal("self-attention backward, times faster than torch's best", 1.3, _attention("backward")),
     Goal("absorbed cross-attention forward, times the compiled", 1.5, _cross("forward")),
     Goal("absorbed cross-attention both ways, times the compiled", 1.25, _cross("both ways")),
+    Goal("attention over time T=16, times faster than torch's best", 1.0, _temporal),
     Goal("first product and epilogue in one, over apart", 0.92, _nothing, most=True),
     Goal("peak memory, over B1", 0.75, _memory, most=True),
+    Goal("TimeSformer-B at T=16, share of the ceiling", 0.5, _encoder_mfu("encoder TimeSformer-B")),
+    Goal("ViT-B/16 at T=16, share of the ceiling", 0.5, _encoder_mfu("encoder ViT-B/16")),
     Goal("losses that differ between two runs", 0, _differing, most=True, digits=0),
 )
 

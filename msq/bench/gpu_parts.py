@@ -1,7 +1,7 @@
-"""The three parts of the GPU benchmark, each under eight minutes, K = 157 first.
+"""The four parts of the GPU benchmark, each under eight minutes, K = 157 first.
 
 1: the training step at the reference point, with dropout and without. 2: single operations.
-3: other shapes, inference, an epoch, and two runs alike.
+3: other shapes, inference, an epoch, and two runs alike. 4: the encoders of stage one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from msq.bench.clean_decoder import CleanDecoder
+from msq.bench.gpu_encoders import encoders
 from msq.bench.gpu_micro import (
     attention_backends,
     cross_attention_forms,
@@ -24,6 +25,7 @@ from msq.bench.gpu_smoke import loss_curve
 from msq.bench.gpu_steps import ALL, COMPILED, compiled, steps
 from msq.bench.gpu_timing import Run, Session, ceilings, compare
 from msq.bench.head_problem import Problem, Shape
+from msq.bench.temporal_cases import temporal
 from msq.head.packed import PackedHead
 
 MINUTES = 8
@@ -50,7 +52,7 @@ def operations(session: Session) -> None:
     """Part 2."""
     for work in (
         attention_backends, kernels, matrix_products, mask_bits_of_a_step, cross_attention_forms,
-        triton_product,
+        triton_product, temporal,
     ):  # fmt: skip
         session.attempt(work.__name__, functools.partial(work, session))
 
@@ -67,7 +69,7 @@ def the_rest(session: Session) -> None:
         session.attempt(_name(shape), functools.partial(steps, session, shape, wanted), needs=60)
 
 
-PARTS = {1: reference_step, 2: operations, 3: the_rest}
+PARTS = {1: reference_step, 2: operations, 3: the_rest, 4: encoders}
 
 
 def inference(session: Session, clips: int) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msq.bench.cases import Gate
+from msq.bench.graph_check import graph_is_the_step
 from msq.bench.head_problem import FLOAT64_TOLERANCE, Problem, Shape, agreement
 from msq.bench.kernel_cases import RATE, KernelCase, covered_ops, kernel_cases, known_ops
+from msq.bench.temporal_cases import smoke_cases
 from msq.head.masks import step_masks
 from msq.head.packed import PackedHead
 from msq.kernels.bits import mask_bits
@@ -53,7 +55,21 @@ def checks(device: str, *, tiny: bool = False) -> Iterator[Check]:
     for case in kernel_cases(2, second, 17, width, heads, low, device):
         yield f"two runs alike: {case.name}", lambda c=case: same_bits(c, triton)  # type: ignore[misc]
         yield f"opcheck: {case.name}", lambda c=case: sound(c, triton)  # type: ignore[misc]
+    temporal = smoke_cases(device, low, tiny=tiny)
+    for case in temporal:
+        yield case.name, lambda c=case: against_float64(c, triton)  # type: ignore[misc]
+    yield f"two runs alike: {temporal[0].name}", lambda: same_bits(temporal[0], triton)
+    yield f"opcheck: {temporal[0].name}", lambda: sound(temporal[0], triton)
     yield "two trainings alike", lambda: same_training(device, tiny=tiny)
+    for dropout in (0.1, 0.0):
+        for kernels in (False, True):
+            name = f"CUDA graph = step as it is, p={dropout:g}, kernels={kernels}"
+            yield (
+                name,
+                lambda p=dropout, k=kernels: graph_is_the_step(  # type: ignore[misc]
+                    device, p, kernels=k, tiny=tiny
+                ),
+            )
     for queries in () if tiny else (12, 51, 101, 140):
         for case in kernel_cases(2, queries, 17, width, heads, low, device):
             yield case.name, lambda c=case: against_float64(c, triton)  # type: ignore[misc]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from msq.bench.cases import Case, Gate, Prepared, Settings, Side, worst_of
 from msq.bench.head_problem import Problem, Shape, agreement, authors_or_torch
 from msq.bench.torch_sides import Step, fastest_backend, framework_step
+from msq.head.packed_choice import bf16_is_native
 
 SHAPES = ((157, 16), (20, 64))  # K, B
 QUICK_SHAPES = ((7, 4),)
@@ -40,6 +41,7 @@ def cases(settings: Settings) -> Iterable[Case]:
                     unit="ms",
                     rounds=9,
                     prepare=functools.partial(_prepare, shape, precision),
+                    not_here="" if settings.quick else _slow(precision, settings.device),
                 )
         shape = Shape(classes, clips, DROPOUTS[0], official=True, quick=settings.quick)
         yield Case(
@@ -50,6 +52,12 @@ def cases(settings: Settings) -> Iterable[Case]:
             rounds=9,
             prepare=functools.partial(_prepare, shape, "fp32"),
         )
+
+
+def _slow(precision: str, device: str) -> str:
+    if precision == "fp32" or bf16_is_native(device):
+        return ""
+    return "this processor has no bf16 products (AVX512-BF16, AMX); emulated ones say nothing"
 
 
 @contextmanager

@@ -112,15 +112,17 @@ class Problem:
 
     def kernels(self, precision: str) -> tuple[str, ...]:
         """All operations of the packed head that have a kernel here; none on a CPU."""
-        from msq.head.kernel_choice import choose_kernels
+        from msq.head.kernel_choice import HeadShape, choose_kernels
 
         if self.device == "cpu" or precision != "bf16":
             return ()
-        chosen = choose_kernels(
-            "triton", torch.device(self.device), precision,
-            keys=self.shape.classes, width=self.config.width or 0, heads=self.config.heads,
+        width = self.config.width or 0
+        shape = HeadShape(
+            self.shape.classes, self.tokens.shape[1], width, self.config.heads,
+            self.config.ffn or 4 * width, self.config.encoder_layers > 0,
         )  # fmt: skip
-        return tuple(choice.op for choice in chosen)
+        chosen = choose_kernels("triton", torch.device(self.device), precision, shape)
+        return tuple(choice.op for choice in chosen if choice.path == "triton")
 
     def packed_step(self, precision: str, kernels: tuple[str, ...] = ()) -> Step:
         """A training step of the packed head, as `msq.head.train` takes it."""

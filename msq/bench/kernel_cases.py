@@ -64,8 +64,13 @@ def known_ops() -> set[str]:
 
 
 def covered_ops() -> set[str]:
-    """Those that `kernel_cases` and the check of the mask bits exercise."""
-    tiny = kernel_cases(1, 2, 2, 32, 2, torch.float32, "cpu")
+    """Those that the cases and the check of the mask bits exercise."""
+    from msq.bench.temporal_cases import temporal_case
+
+    tiny = (
+        *kernel_cases(1, 2, 2, 32, 2, torch.float32, "cpu"),
+        temporal_case(2, 2, 2, 16, torch.float32, "cpu"),
+    )
     return {"mask_bits", *(op for case in tiny for op in case.ops)}
 
 

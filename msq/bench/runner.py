@@ -39,10 +39,14 @@ def run_cases(
         a case counts operations) and `cases`: for each `name, compares, gate{ok, worst, tolerance,
         what}, base, rounds, sides{NAME: {median, q25, q75, unit, cpu{median, q25, q75, unit}}},
         ratios{"NAME / BASE": {median, q25, q75}}` of times, `cpu_ratios` likewise, `mfu{NAME}` and
-        `left_out{NAME: reason}`. Where the gate is red, `sides` and `ratios` are empty.
+        `left_out{NAME: reason}`, `figures{WHAT: {value, goal, most, met}}`. Where the gate is red,
+        `sides` and `ratios` are empty.
+        `not_run{CASE: reason}` are the cases that say nothing on this machine.
     """
     ceilings: dict[str, float] = {}
     found = []
+    not_run = {case.name: case.not_here for case in cases if case.not_here}
+    cases = [case for case in cases if not case.not_here]
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases), case.name)
@@ -54,6 +58,7 @@ def run_cases(
         "settings": {"quick": settings.quick, "compile": settings.compile},
         "ceilings": ceilings,
         "cases": found,
+        "not_run": not_run,
     }
 
 
@@ -70,12 +75,13 @@ def run_case(case: Case, settings: Settings, ceilings: dict[str, float]) -> dict
             },
             "base": case.base,
             "rounds": rounds,
-            "sides": {}, "ratios": {}, "cpu_ratios": {}, "mfu": {}, "left_out": {},
+            "sides": {}, "ratios": {}, "cpu_ratios": {}, "mfu": {}, "left_out": {}, "figures": {},
         }  # fmt: skip
         if not gate.ok:
             return document
         taken = interleaved(prepared.sides(), rounds, warm_up=1)
         document["left_out"] = dict(prepared.left_out)
+        document["figures"] = {k: f.to_dict() for k, f in prepared.figures(taken).items()}
         if prepared.flops is not None and prepared.precision not in ceilings:
             size = 128 if settings.quick else 8192 if settings.device == "cuda" else 2048
             ceilings[prepared.precision] = ceiling(settings.device, prepared.precision, size) / 1e9

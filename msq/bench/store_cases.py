@@ -5,8 +5,9 @@
 - first batch: from a store whose files the kernel has forgotten to the first batch, against reading
   the bytes of the same files without looking at them;
 - streamed: shuffled batches of a patch-mode store (3,137 x 768 float16 a clip), every row verified
-  and read ahead of the consumer, against `preadv` into one reused buffer without any check, both
-  with the page cache of the store dropped first.
+  and read ahead of the consumer, as stored and as float32, which is what the step of the head
+  takes, against `preadv` by as many threads into one reused buffer without any check, all with the
+  page cache of the store dropped first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msq.bench.cases import Case, Gate, Prepared, Settings, Side
+from msq.bench.cases import Case, Gate, Prepared, Settings, Side, worst_of
 from msq.extract.datasets.dataset import Clip, Dataset
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.store import FeatureStore, open_store
@@ -32,6 +33,7 @@ from msq.extract.store_writer import ShardRows, StoreWriter
 from msq.head.batches import Batches
 from msq.head.features import Features, load_features
 from msq.head.feeding import Feed
+from msq.head.stream import THREADS
 
 BATCH = 16
 WIDTH = 768
@@ -58,8 +60,8 @@ def cases(settings: Settings) -> Iterable[Case]:
     )
     yield Case(
         name="streamed epoch",
-        compares="a shuffled epoch of a cold patch-mode store, verified and read ahead, against "
-        "preadv without a check",
+        compares="a shuffled epoch of a cold patch-mode store, verified and read ahead, as stored "
+        "and as the float32 that a step takes, against preadv of as many threads without a check",
         base="preadv",
         unit="MB/s",
         rounds=7,
@@ -107,9 +109,10 @@ def _feed(features: Features, dtype: torch.dtype) -> tuple[Feed, Batches]:
     return Feed(features, batches, 0, dtype), batches
 
 
-def _equal(found: Tensor, store: FeatureStore, rows: Tensor, what: str) -> Gate:
-    wanted = store.tokens(rows)
-    same = found.dtype == wanted.dtype and torch.equal(found, wanted)
+def _equal(
+    found: Tensor, store: FeatureStore, rows: Tensor, what: str, dtype: torch.dtype = torch.float16
+) -> Gate:
+    same = found.dtype == dtype and torch.equal(found, store.tokens(rows).to(dtype))
     return Gate(0.0 if same else 1.0, 0.0, f"{what}: every byte as it is in the store")
 
 
@@ -181,33 +184,45 @@ def _first_batch(settings: Settings) -> Iterator[Prepared]:
 def _streamed(settings: Settings) -> Iterator[Prepared]:
     with _store(*((32, 33) if settings.quick else (200, 3137)), "patch") as path:
         store = open_store(path)
-        features = load_features(store, dtype=None, feed="stream")
-        feed, batches = _feed(features, features.tokens.dtype)
-        row = int(np.prod(features.tokens.shape[1:])) * 2
+        kinds = {"feed": torch.float16, "feed to float32": torch.float32}
+        found = {
+            name: load_features(store, dtype=dtype, feed="stream") for name, dtype in kinds.items()
+        }
+        batches = _feed(found["feed"], torch.float16)[1]
+        row = int(np.prod(found["feed"].tokens.shape[1:])) * 2
         turn = iter(range(0, 2**31, batches.epoch_steps))
+        forget = functools.partial(drop_cache, path)
+
+        def epoch() -> range:
+            first = next(turn)
+            return range(first, first + batches.epoch_steps)
 
         def bare() -> None:
-            first = next(turn)
-            steps = range(first, first + batches.epoch_steps)
-            bare_preadv(store, [batches.of(step) for step in steps], row)
+            bare_preadv(store, [batches.of(step) for step in epoch()], row)
 
-        def sides() -> Mapping[str, Side]:
-            # What an epoch has begun to read for the next one is waited for, and thrown away.
-            def forget() -> None:
-                _ = features.tokens[torch.zeros(1, dtype=torch.long)]
-                drop_cache(path)
+        def fed(name: str) -> None:
+            steps = epoch()
+            feed = Feed(found[name], batches, 0, kinds[name], end=steps.stop)
+            for step in steps:
+                feed.of(step)
 
-            return {"preadv": Side(bare, forget), "feed": Side(_epochs(feed, batches), forget)}
+        def gate() -> Gate:
+            rows, what = batches.of(1), "a streamed batch, as stored and as float32"
+            feeds = ((_feed(found[name], dtype)[0], dtype) for name, dtype in kinds.items())
+            return worst_of(_equal(f.of(1).tokens, store, rows, what, dtype) for f, dtype in feeds)
 
         yield Prepared(
-            gate=lambda: _equal(feed.of(1).tokens, store, batches.of(1), "a streamed batch"),
-            sides=sides,
+            gate=gate,
+            sides=lambda: {
+                "preadv": Side(bare, forget),
+                **{name: Side(functools.partial(fed, name), forget) for name in kinds},
+            },
             megabytes=batches.epoch_steps * BATCH * row / 1e6,
         )
 
 
 def bare_preadv(store: FeatureStore, batches: list[Tensor], row_bytes: int) -> None:
-    """Batches into one buffer with two threads, nothing checked, nothing kept."""
+    """Batches into one buffer with as many threads, nothing checked, nothing kept."""
     buffer = np.empty((BATCH, row_bytes), dtype=np.uint8)
 
     def read(row: int, slot: NDArray[np.uint8]) -> None:
@@ -215,7 +230,7 @@ def bare_preadv(store: FeatureStore, batches: list[Tensor], row_bytes: int) -> N
         os.preadv(descriptor, [slot.data], 0)
         os.close(descriptor)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for rows in batches:
             for _ in pool.map(read, rows.tolist(), buffer):
                 pass

@@ -46,22 +46,40 @@ def absorbed_attention(
     Returns:
         [B, K, D].
     """
-    clips, tokens, heads, d = k.shape
-    width, rows = heads * d, x.shape[1]
-    factor = 1 / math.sqrt(d)
-    key = k.permute(2, 0, 1, 3).reshape(heads, clips * tokens, d) * factor
-    value = v.permute(2, 0, 1, 3).reshape(heads, clips * tokens, d)
-    keys = _per_clip(torch.bmm(key, query[0].view(heads, d, width)), clips)
-    values = _per_clip(torch.bmm(value, out[0].view(width, heads, d).permute(1, 2, 0)), clips)
-    beta = torch.bmm(key, query[1].view(heads, d, 1)).view(heads, clips, tokens)
-    beta = beta.transpose(0, 1).reshape(clips, 1, heads * tokens)
-    scores = torch.baddbmm(beta, x, keys.transpose(1, 2))
+    (clips, tokens, heads, _), rows = k.shape, x.shape[1]
+    keys, beta, values = absorbed_memory(k, v, query, out[0])
+    scores = torch.baddbmm(beta.view(clips, 1, -1), x, keys.flatten(1, 2).transpose(1, 2))
     p = scores.view(clips, rows, heads, tokens).softmax(-1)
     scale = 1.0
     if masks is not None:
         kept = masks.kept(Site.cross_probability, (clips, heads, rows, tokens), p.dtype)
         p, scale = p * kept.transpose(1, 2), masks.scale
-    return torch.baddbmm(out[1], p.view(clips, rows, heads * tokens), values, alpha=scale)
+    mixed = p.view(clips, rows, heads * tokens)
+    return torch.baddbmm(out[1], mixed, values.flatten(1, 2), alpha=scale)
+
+
+def absorbed_memory(
+    k: Tensor, v: Tensor, query: tuple[Tensor, Tensor], out_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """K', beta and V' of the formula above.
+
+    Args:
+        k: [B, S, H, d] keys, projected.
+        v: [B, S, H, d] values, projected.
+        query: weight [D, D] and bias [D] of the query projection.
+        out_weight: [D, D] of the output projection.
+
+    Returns:
+        K' [B, H, S, D], beta [B, H, S] and V' [B, H, S, D], without gaps in memory.
+    """
+    clips, tokens, heads, d = k.shape
+    width = heads * d
+    key = k.permute(2, 0, 1, 3).reshape(heads, clips * tokens, d) * (1 / math.sqrt(d))
+    value = v.permute(2, 0, 1, 3).reshape(heads, clips * tokens, d)
+    keys = _per_clip(torch.bmm(key, query[0].view(heads, d, width)), clips)
+    values = _per_clip(torch.bmm(value, out_weight.view(width, heads, d).permute(1, 2, 0)), clips)
+    beta = torch.bmm(key, query[1].view(heads, d, 1)).view(heads, clips, tokens)
+    return keys, beta.transpose(0, 1).contiguous(), values
 
 
 def absorbing_pays(queries: int, tokens: int, device: str, precision: str) -> bool:
@@ -95,7 +113,7 @@ def table() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _per_clip(stacked: Tensor, clips: int) -> Tensor:
-    """[H, B S, D] -> [B, H S, D]."""
+    """[H, B S, D] -> [B, H, S, D]."""
     heads, rows, width = stacked.shape
     split = stacked.view(heads, clips, rows // clips, width)
-    return split.transpose(0, 1).reshape(clips, heads * (rows // clips), width)
+    return split.transpose(0, 1).contiguous()

@@ -12,7 +12,8 @@ time are made of up to twelve random words, one for each binary digit of the pro
 
 On the CPU the words come from numpy's Philox4x64-10, a function of key and counter (Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the same on every machine. On a GPU they
-come from torch's Philox there: other masks, which depend on the model of the GPU too.
+come from torch's Philox there: other masks, which depend on the model of the GPU too. A step that
+is recorded in a CUDA graph has its masks from `msq.kernels.bits` (`CountedMasks`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 from torch import Tensor
+
+from msq.kernels.bits import mask_bits
 
 DIGITS = 12  # of the probability, in binary
 _GROUPS = 128  # words of a block that hold the same digit
@@ -131,6 +134,31 @@ class Masks:
             starts = range(0, len(made), size)
             list(self._pool.map(fill, [made[i : i + size] for i in starts], starts))
         return torch.from_numpy(made.view(np.int64))
+
+
+class CountedMasks(Masks):
+    """The dropout masks of the step that a tensor says, as a captured graph goes on counting.
+
+    They come from `msq.kernels.bits`, by its kernel on a GPU: other masks than those of `Masks`.
+
+    Args:
+        key: int64 [2], seed and step, on the device where the masks are needed.
+        dropout: probability of dropping, in (0, 1); rounded to a multiple of 1/4096.
+    """
+
+    def __init__(self, key: Tensor, dropout: float) -> None:
+        super().__init__(0, 0, dropout, key.device)
+        self.key = key
+
+    def bits(self, part: Part, layer: int, site: Site, rows: int, columns: int) -> Tensor:
+        """As `Masks.bits`."""
+        at = (part, layer, site, rows, columns)
+        if at not in self._bits:
+            place = int(part) << 24 | layer << 8 | int(site)
+            triton = self.device.type == "cuda"
+            words = mask_bits(self.key, place, rows, columns, self.rate, triton=triton)
+            self._bits[at] = words.view(torch.uint8)
+        return self._bits[at]
 
 
 class LayerMasks:

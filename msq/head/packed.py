@@ -30,12 +30,10 @@ from torch.nn import functional as F
 from msq.errors import UsageError
 from msq.head.absorbed import absorbed_attention, absorbing_pays
 from msq.head.flat import FlatParameters
-from msq.head.layers import LAYER_NORM_EPS
 from msq.head.masks import LayerMasks, Masks, Part, Site
 from msq.head.model import MSQNet, position_code
 from msq.head.packed_blocks import CrossAttend, DropAddNorm, FeedForward, SelfAttend, split_heads
-from msq.kernels.norm import drop_add_norm
-from msq.kernels.self_attention import self_attention
+from msq.head.packed_kernels import KernelBlocks
 
 
 def packed_groups(layers: int, encoder_layers: int) -> dict[str, tuple[str, ...]]:
@@ -80,7 +78,9 @@ class PackedHead:
             Without it the parameters are joined at each call, and have their own gradients.
         frozen: join them once, for inference only.
         absorb: use the absorbed cross-attention; None asks the table.
-        kernels: names of the operations that run a Triton kernel (`msq.head.kernel_choice`).
+        kernels: names of the operations that run a Triton kernel (`msq.head.kernel_choice`);
+            `absorbed_cross` means the absorbed form, `cross_attention` the other one.
+        triton: False runs the references of those operations in place of their kernels, for tests.
     """
 
     def __init__(
@@ -92,8 +92,9 @@ class PackedHead:
         frozen: bool = False,
         absorb: bool | None = None,
         kernels: Collection[str] = (),
+        triton: bool = True,
     ) -> None:
-        self.kernels = frozenset(kernels)
+        self.blocks = KernelBlocks(kernels, model.config.heads, triton=triton)
         self.model, self.precision, self.flat, self.absorb = model, precision, flat, absorb
         config = model.config
         self.heads = config.heads
@@ -136,11 +137,8 @@ class PackedHead:
             if image is None:
                 raise UsageError("queries='multimodal' needs `image` [B, D''], found None")
             fused = model.fuse_image(image)  # c[b]
-        keys, values = self._keys_and_values(tokens, masks)
-        absorb = self.absorb
-        if absorb is None:
-            device = tokens.device.type
-            absorb = absorbing_pays(len(label), tokens.shape[1], device, self.precision)
+        memory = self._keys_and_values(tokens, masks)
+        cross = self._cross_form(len(label), tokens)
         x: Tensor | None = None
         for i in range(model.config.layers):
             name, drop = f"layers.{i}", None if masks is None else masks.at(Part.decoder, i)
@@ -148,9 +146,7 @@ class PackedHead:
                 x = self._first_self_block(label, fused, position, clips, drop)
             else:
                 x = self._self_block(x, clips, name, position, drop)
-            cross = self._absorbed if absorb else self._standard
-            y = cross(x, keys[i], values[i], name, position, drop)
-            x = self._add_norm(x, y, f"{name}.norm_cross", drop, Site.cross_residual)
+            x = cross(x, memory[i], name, position, drop)
             x = self._ffn_block(x, name, drop)
         assert x is not None  # there is at least one layer
         return {"logits": self._classify(x, clips, weight, bias)}
@@ -181,6 +177,9 @@ class PackedHead:
         query, value = F.linear(fused, weight[:width]), F.linear(fused, weight[2 * width :])
         clip = torch.cat([query, torch.zeros_like(query), value], dim=1)
         rows = (label + fused[:, None]).view(-1, width)
+        if "self_attention" in self.blocks:
+            mixed = self.blocks.self_attention(own, clips, masks, clip)
+            return self._after_attention(rows, mixed, name, masks)
         packed = (own + clip[:, None]).view(-1, 3 * width)
         return self._attend_block(rows, packed, clips, name, masks)
 
@@ -202,19 +201,17 @@ class PackedHead:
     def _attend_block(
         self, x: Tensor, packed: Tensor, clips: int, name: str, masks: LayerMasks | None
     ) -> Tensor:
-        mixed = self._mix(packed, clips, masks)
+        if "self_attention" in self.blocks:
+            mixed = self.blocks.self_attention(packed, clips, masks)
+        else:
+            mixed = _apply(SelfAttend, split_heads(packed, clips, 3, self.heads), masks)
+        return self._after_attention(x, mixed, name, masks)
+
+    def _after_attention(
+        self, x: Tensor, mixed: Tensor, name: str, masks: LayerMasks | None
+    ) -> Tensor:
         y = F.linear(mixed, *self._linear(f"{name}.self_attention.out"))
         return self._add_norm(x, y, f"{name}.norm_self", masks, Site.self_residual)
-
-    def _mix(self, packed: Tensor, clips: int, masks: LayerMasks | None) -> Tensor:
-        """Self-attention of q, k and v [B K, 3 D] to mixed values [B K, D]."""
-        if "self_attention" not in self.kernels:
-            return _apply(SelfAttend, split_heads(packed, clips, 3, self.heads), masks)
-        keys = len(packed) // clips
-        bits = None
-        if masks is not None:
-            bits = masks.words(Site.self_probability, clips * self.heads * keys, keys)
-        return self_attention(packed, clips, self.heads, bits, _scale(masks), triton=True)
 
     def _placed(self, position: Tensor, name: str) -> Tensor:
         """What positions [K, D] add to q, k and v [K, 3 D]: nothing to v."""
@@ -223,51 +220,83 @@ class PackedHead:
         added = F.linear(position.to(self.dtype), weight[: 2 * width])
         return F.pad(added, (0, width))
 
+    def _cross_form(self, queries: int, tokens: Tensor) -> Callable[..., Tensor]:
+        """How K queries attend to the tokens [B, S, D']: `_fused`, `_absorbed` or `_standard`."""
+        if "absorbed_cross" in self.blocks:
+            return self._fused
+        absorb = self.absorb
+        if "cross_attention" in self.blocks:
+            absorb = False
+        if absorb is None:
+            device = tokens.device.type
+            absorb = absorbing_pays(queries, tokens.shape[1], device, self.precision)
+        return self._absorbed if absorb else self._standard
+
     def _standard(
-        self, x: Tensor, k: Tensor, v: Tensor, name: str, position: Tensor | None,
+        self, x: Tensor, memory: tuple[Tensor, ...], name: str, position: Tensor | None,
         masks: LayerMasks | None,
     ) -> Tensor:  # fmt: skip
-        """Cross-attention of rows [B K, D] to k and v [B, S, H, d], projections on both sides."""
-        clips = len(k)
+        """Cross-attention of rows [B K, D] with residual and norm, projections on both sides."""
+        clips = len(memory[0])
         weight, bias = self._linear(f"{name}.cross_attention.q")
         q = F.linear(x, weight, bias)
         if position is not None:
             added = F.linear(position.to(self.dtype), weight)
             q = (q.view(clips, *added.shape) + added).view(x.shape)
-        q = split_heads(q, clips, 1, self.heads)[0]
-        mixed = _apply(CrossAttend, q, k.transpose(1, 2), v.transpose(1, 2), masks)
-        return F.linear(mixed, *self._linear(f"{name}.cross_attention.out"))
+        if "cross_attention" in self.blocks:
+            mixed = self.blocks.cross_attention(q, memory[0].flatten(0, 1), clips, masks)
+        else:
+            q = split_heads(q, clips, 1, self.heads)[0]
+            k, v = (part.transpose(1, 2) for part in memory)
+            mixed = _apply(CrossAttend, q, k, v, masks)
+        y = F.linear(mixed, *self._linear(f"{name}.cross_attention.out"))
+        return self._add_norm(x, y, f"{name}.norm_cross", masks, Site.cross_residual)
 
     def _absorbed(
-        self, x: Tensor, k: Tensor, v: Tensor, name: str, position: Tensor | None,
+        self, x: Tensor, memory: tuple[Tensor, ...], name: str, position: Tensor | None,
         masks: LayerMasks | None,
     ) -> Tensor:  # fmt: skip
         """The same by `absorbed_attention`."""
+        k, v = memory
         rows = x.view(len(k), -1, x.shape[1])
         if position is not None:
             rows = rows + position.to(self.dtype)
         query, out = (self._linear(f"{name}.cross_attention.{part}") for part in ("q", "out"))
-        return absorbed_attention(rows, k, v, query, out, masks).view(x.shape)
+        y = absorbed_attention(rows, k, v, query, out, masks).view(x.shape)
+        return self._add_norm(x, y, f"{name}.norm_cross", masks, Site.cross_residual)
+
+    def _fused(
+        self, x: Tensor, memory: tuple[Tensor, ...], name: str, position: Tensor | None,
+        masks: LayerMasks | None,
+    ) -> Tensor:  # fmt: skip
+        """The same with everything up to the norm in one operation."""
+        if position is not None:
+            raise UsageError("kernels: absorbed_cross cannot add positions to the queries alone")
+        query, out = (self._linear(f"{name}.cross_attention.{part}") for part in ("q", "out"))
+        (k, v), norm = memory, self._norm(f"{name}.norm_cross")
+        return self.blocks.absorbed_cross(x, k, v, query, out, norm, masks)
 
     def _ffn_block(self, x: Tensor, name: str, masks: LayerMasks | None) -> Tensor:
         expand, contract = self._linear(f"{name}.expand"), self._linear(f"{name}.contract")
-        y = _apply(FeedForward, x, *expand, *contract, masks)
+        if "relu_drop" in self.blocks:
+            y = self.blocks.feed_forward(x, expand, contract, masks)
+        else:
+            y = _apply(FeedForward, x, *expand, *contract, masks)
         return self._add_norm(x, y, f"{name}.norm_ffn", masks, Site.ffn_residual)
 
     def _add_norm(
         self, x: Tensor, y: Tensor, norm: str, masks: LayerMasks | None, site: Site
     ) -> Tensor:
-        weight, bias = self._weight(f"{norm}.weight", False), self._weight(f"{norm}.bias", False)
-        if "drop_add_norm" in self.kernels:
-            bits = None if masks is None else masks.words(site, *y.shape)
-            scale = _scale(masks)
-            return drop_add_norm(x, y, weight, bias, bits, scale, LAYER_NORM_EPS, triton=True)
-        return _apply(DropAddNorm, x, y, weight, bias, masks, site)
+        weights = self._norm(norm)
+        if "drop_add_norm" in self.blocks:
+            return self.blocks.add_norm(x, y, weights, masks, site)
+        return _apply(DropAddNorm, x, y, *weights, masks, site)
 
-    def _keys_and_values(
-        self, tokens: Tensor, masks: Masks | None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For every decoder layer the keys and the values, each [B, S, H, d]."""
+    def _keys_and_values(self, tokens: Tensor, masks: Masks | None) -> list[tuple[Tensor, ...]]:
+        """For every decoder layer its k and v, each [B, S, H, d].
+
+        For the operation that takes them side by side they are one tensor [B, S, 2 D].
+        """
         model, (clips, length, _) = self.model, tokens.shape
         model.require_coded(length)
         kind, layers, width = model.config.memory_position, model.config.layers, model.width
@@ -291,8 +320,10 @@ class PackedHead:
             added = F.linear(code.to(self.dtype), weight).view(length, layers, 2, width)
             only_keys = torch.stack([added[:, :, 0], torch.zeros_like(added[:, :, 0])], dim=2)
             made = made + only_keys.view(length, 2 * layers, width)
+        if "cross_attention" in self.blocks and "absorbed_cross" not in self.blocks:
+            return [(kv,) for kv in made.view(clips, length, layers, 2 * width).unbind(2)]
         parts = made.view(clips, length, 2 * layers, self.heads, -1).unbind(2)
-        return parts[0::2], parts[1::2]
+        return list(zip(parts[0::2], parts[1::2], strict=True))
 
     def _classify(self, x: Tensor, clips: int, weight: Tensor, bias: Tensor) -> Tensor:
         """Eq. 7 on rows [B K, D]."""
@@ -307,6 +338,10 @@ class PackedHead:
     def _linear(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight and bias of a layer by its plain or packed name, as matrix products take them."""
         return self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
+
+    def _norm(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a LayerNorm, as wide as the parameters are."""
+        return self._weight(f"{name}.weight", False), self._weight(f"{name}.bias", False)
 
     def _weight(self, name: str, low: bool = True) -> Tensor:
         names = self._groups.get(name, (name,))
@@ -325,11 +360,6 @@ def flat_parameters(model: MSQNet, precision: str = "fp32") -> FlatParameters:
     groups = packed_groups(model.config.layers, model.config.encoder_layers)
     low = torch.bfloat16 if precision == "bf16" else None
     return FlatParameters(model, groups.values(), low)
-
-
-def _scale(masks: LayerMasks | None) -> float:
-    """1 / (probability of keeping)."""
-    return 1.0 if masks is None else masks.scale
 
 
 def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:

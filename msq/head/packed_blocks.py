@@ -183,7 +183,7 @@ class FeedForward(Function):
         """
         x, hidden, w1, w2 = ctx.saved_tensors
         dw2 = torch.mm(grad.t(), hidden).mul_(ctx.scale)
-        dhidden = _mm(grad, w2, ctx.scale)
+        dhidden = scaled_mm(grad, w2, ctx.scale)
         _relu_backward(dhidden, hidden, 0, grad_input=dhidden)
         dw1 = torch.mm(dhidden.t(), x)
         return torch.mm(dhidden, w1), dw1, dhidden.sum(0), dw2, grad.sum(0), None
@@ -205,7 +205,7 @@ def _bmm(a: Tensor, b: Tensor, alpha: float, out: Tensor | None = None) -> Tenso
     return torch.baddbmm(out, a, b, beta=0, alpha=alpha, out=out)
 
 
-def _mm(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+def scaled_mm(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     """The product alpha a b; the factor is applied before rounding."""
     if alpha == 1:
         return torch.mm(a, b)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
 from msq.config import TrainConfig
 from msq.errors import UsageError
-from msq.head.kernel_choice import choose_kernels
+from msq.head.attention_backend import choose_attention
+from msq.head.kernel_choice import HeadShape, choose_kernels, cross_form
+from msq.head.masks import drop_rate
+from msq.kernels.dispatch import OLDEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,49 +25,112 @@ class StepChoice:
         path: `plain` (`msq.head.model`) or `packed` (`msq.head.packed`).
         precision: `fp32` or `bf16`.
         kernels: names of the operations that run a Triton kernel, sorted, between commas.
+        cross: form of the cross-attention, `absorbed` or `standard`; empty asks the table anew
+            at each step.
+        graph: `on` where the whole step is a CUDA graph, else `off`.
+        attention: backend of torch's attention (`msq.head.attention_backend`); empty where none
+            runs.
+        reasons: operation -> what runs and why.
     """
 
     path: str
     precision: str
     kernels: str = ""
+    cross: str = ""
+    graph: str = "off"
+    attention: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """For `config.toml`, from which a resumed run takes it again."""
         return asdict(self)
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Names of the operations that run a Triton kernel."""
+        return tuple(name for name in self.kernels.split(",") if name)
+
+    @property
+    def absorb(self) -> bool | None:
+        """Whether cross-attention is absorbed; None asks the table."""
+        return self.cross == "absorbed" if self.cross else None
+
+    def lines(self) -> str:
+        """All reasons in one line, for the log."""
+        return "; ".join(f"{op}: {reason}" for op, reason in self.reasons.items())
+
+
+def bf16_is_native(device: str | torch.device) -> bool:
+    """Whether a device multiplies bf16 matrices itself: GPUs of 8.0 on, AVX512-BF16, AMX.
+
+    Elsewhere a product takes many times as long as in float32 (over 100 times with AVX2 alone).
+    """
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    asked = (
+        getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
+    )
+    return any(ask is not None and ask() for ask in asked)
 
 
 def choose_step(
     config: TrainConfig,
     device: str | torch.device,
-    *,
-    keys: int | None = None,
-    width: int = 0,
-    heads: int = 1,
+    shape: HeadShape | None = None,
+    dropout: float | None = None,
 ) -> StepChoice:
     """`auto` is the packed head, in bf16 on a GPU that has it and in float32 elsewhere.
 
     Args:
-        config: with `path`, `precision` and `kernels`, each `auto` or what it is to be.
+        config: with `path`, `precision`, `kernels` and `graph`, each `auto` or what it is to be.
         device: to train on.
-        keys: K, classes; without it no kernels are chosen.
-        width: D.
-        heads: H.
+        shape: of the head; without it no kernels are chosen.
+        dropout: of the head; without it no attention backend is chosen.
 
     Raises:
-        UsageError: `kernels = triton` where they cannot run, or for the plain head.
+        UsageError: `kernels = triton` or `graph = on` where they cannot run, or for the plain head.
     """
+    device = torch.device(device)
     precision = config.precision
     if precision == "auto":
         cuda = torch.device(device).type == "cuda"
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if cuda and bf16_is_native(device) else "fp32"
     path = "packed" if config.path == "auto" else config.path
     if path == "plain" and config.kernels == "triton":
         raise UsageError("train.kernels = triton: the plain head has no kernels; use path = packed")
-    if path == "plain" or keys is None:
-        return StepChoice(path, precision)
-    device = torch.device(device)
-    chosen = choose_kernels(
-        config.kernels, device, precision, keys=keys, width=width, heads=heads
-    )  # fmt: skip
+    graph = _graph(config, device, path)
+    if path == "plain" and shape is not None and dropout is not None and not drop_rate(dropout):
+        attention = choose_attention(
+            device, precision, clips=config.batch, queries=shape.queries, tokens=shape.tokens,
+            heads=shape.heads, width=shape.width,
+        )  # fmt: skip
+        return StepChoice(
+            path, precision, attention=attention.name, reasons={"attention": str(attention)}
+        )
+    if path == "plain" or shape is None:
+        return StepChoice(path, precision, graph=graph)
+    chosen = choose_kernels(config.kernels, device, precision, shape)
     names = sorted(choice.op for choice in chosen if choice.path == "triton")
-    return StepChoice(path, precision, ",".join(names))
+    cross = cross_form(chosen, device.type, precision, shape)
+    reasons = {choice.op: f"{choice.path} ({choice.reason})" for choice in chosen}
+    return StepChoice(path, precision, ",".join(names), cross, graph, reasons=reasons)
+
+
+def _graph(config: TrainConfig, device: torch.device, path: str) -> str:
+    """`on` or `off`: whether the whole step is a CUDA graph."""
+    kernels = config.kernels
+    if kernels == "auto" and os.environ.get("MSQ_KERNELS") == "reference":
+        kernels = "reference"
+    if device.type != "cuda":
+        obstacle = f"it needs a CUDA device, found {device.type}"
+    elif torch.cuda.get_device_capability(device) < OLDEST:
+        obstacle = "it needs compute capability 8.0, found an older GPU"
+    elif path == "plain":
+        obstacle = "it is for the packed head, found train.path = plain"
+    elif kernels == "reference":
+        obstacle = "its masks come from a Triton kernel, found train.kernels = reference"
+    else:  # `auto` waits for a first measurement on a GPU: what never ran is nobody's default
+        return "on" if config.graph == "on" else "off"
+    if config.graph == "on":
+        raise UsageError(f"train.graph = on: {obstacle}; use train.graph = auto")
+    return "off"

@@ -6,9 +6,10 @@ one seed must give the same bits. `benchmarks/tune.py` writes the table on a GPU
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -25,7 +26,9 @@ class Tile:
         sizes: constants of the kernel, such as `BLOCK_ROWS`.
         warps: per program.
         stages: of the software pipeline.
-        ratio: time of the reference over time of the kernel where that was measured, else None.
+        ratio: time of the reference over time of the kernel, both ways, where that was measured,
+            else None.
+        measured: what was measured, for people: times in microseconds, machine, versions, date.
     """
 
     op: str
@@ -35,6 +38,7 @@ class Tile:
     warps: int
     stages: int
     ratio: float | None = None
+    measured: Mapping[str, Any] | None = None
 
     def options(self) -> dict[str, int | bool]:
         """What the compiler is told.
@@ -58,7 +62,21 @@ def all_tiles() -> tuple[Tile, ...]:
     return tuple(Tile(**line) for line in table)
 
 
-@functools.lru_cache(maxsize=256)
+_forced: dict[str, Tile] = {}
+
+
+@contextlib.contextmanager
+def forced(*tiles: Tile) -> Iterator[None]:
+    """These tiles for their ops while it lasts, whatever the table says: for the tuner."""
+    before = dict(_forced)
+    _forced.update({tile.op: tile for tile in tiles})
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
 def find_tile(op: str, capability: tuple[int, int] | None, keys: int) -> Tile:
     """The tile for one op: that of the architecture where it has one, else the safe default.
 
@@ -67,6 +85,11 @@ def find_tile(op: str, capability: tuple[int, int] | None, keys: int) -> Tile:
     Raises:
         KeyError: the op has no tile for so many keys.
     """
+    return _forced.get(op) or _from_table(op, capability, keys)
+
+
+@functools.lru_cache(maxsize=256)
+def _from_table(op: str, capability: tuple[int, int] | None, keys: int) -> Tile:
     architecture = "any" if capability is None else f"sm_{capability[0]}{capability[1]}"
     for wanted in (architecture, "any"):
         fitting = [

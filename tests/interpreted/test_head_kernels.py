@@ -15,7 +15,9 @@ from msq.head.model import MSQNet
 from msq.head.packed import PackedHead
 from msq.head.train import train_head
 
-KERNELS = ("drop_add_norm", "self_attention")
+SHORT = ("cross_attention", "drop_add_norm", "relu_drop", "self_attention")
+ABSORBED = ("absorbed_cross", "drop_add_norm", "relu_drop", "self_attention")
+POSITIONS = {"encoder_layers": 1, "query_position": True}
 
 
 def head(queries: str, classes: int, **options: object) -> MSQNet:
@@ -31,10 +33,10 @@ def head(queries: str, classes: int, **options: object) -> MSQNet:
     return model
 
 
-def run(model: MSQNet, kernels: tuple[str, ...], dropout: float, seed: int):
+def run(model: MSQNet, kernels: tuple[str, ...], dropout: float, seed: int, clips: int = 3):
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(3, 5, 20, generator=generator)
-    image = torch.randn(3, 12, generator=generator)
+    tokens = torch.randn(clips, 5, 20, generator=generator)
+    image = torch.randn(clips, 12, generator=generator)
     masks = step_masks(7, 3, dropout)
     model.zero_grad(set_to_none=True)
     logits = PackedHead(model, kernels=kernels)(tokens, image, masks=masks)["logits"]
@@ -43,7 +45,9 @@ def run(model: MSQNet, kernels: tuple[str, ...], dropout: float, seed: int):
     return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def clear_of_the_kink(model: MSQNet, dropout: float, monkeypatch: pytest.MonkeyPatch) -> int:
+def clear_of_the_kink(
+    model: MSQNet, dropout: float, clips: int, monkeypatch: pytest.MonkeyPatch
+) -> int:
     """A seed for which no hidden unit is within rounding of ReLU's kink.
 
     One that is can be on in one version and off in the other, and then every gradient differs by
@@ -60,22 +64,30 @@ def clear_of_the_kink(model: MSQNet, dropout: float, monkeypatch: pytest.MonkeyP
         patch.setattr(packed_blocks.FeedForward, "forward", staticmethod(noted))
         for seed in range(2, 42):
             nearest.clear()
-            run(model, (), dropout, seed)
+            run(model, (), dropout, seed, clips)
             if min(nearest) > 4e-6:
                 return seed
     raise AssertionError("every seed has a hidden unit at the kink")
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.0])
-@pytest.mark.parametrize("queries", ["vanilla", "text", "multimodal"])
-@pytest.mark.parametrize("options", [{}, {"encoder_layers": 1, "query_position": True}])
+@pytest.mark.parametrize(
+    ("queries", "options", "kernels", "clips"),
+    [
+        ("vanilla", {}, SHORT, 3),
+        ("multimodal", {}, SHORT, 3),
+        ("text", POSITIONS, SHORT, 3),
+        ("text", {}, ABSORBED, 1),
+        ("multimodal", {"encoder_layers": 1}, ABSORBED, 3),
+    ],
+)
 def test_logits_and_gradients_are_the_same(
-    queries: str, dropout: float, options, monkeypatch: pytest.MonkeyPatch
+    queries: str, dropout: float, options, kernels, clips: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = head(queries, 20, **options)
-    seed = clear_of_the_kink(model, dropout, monkeypatch)
-    plain_logits, plain = run(model, (), dropout, seed)
-    logits, found = run(model, KERNELS, dropout, seed)
+    seed = clear_of_the_kink(model, dropout, clips, monkeypatch)
+    plain_logits, plain = run(model, (), dropout, seed, clips)
+    logits, found = run(model, kernels, dropout, seed, clips)
     assert (logits - plain_logits).norm() < 2e-6 * plain_logits.norm()
     assert found.keys() == plain.keys()
     for name, gradient in plain.items():
@@ -98,11 +110,12 @@ def features() -> Features:
 def test_a_run_with_kernels_says_so_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     settings = {
         "head": {"queries": "vanilla", "width": 32, "heads": 2, "layers": 1},
-        "train": {"epochs": 2, "batch": 4, "val": 0.0, "kernels": "triton"},
+        "train": {"epochs": 2, "batch": 8, "val": 0.0, "kernels": "triton"},
     }
     config = from_dict(settings)
     whole = train_head(features(), config, tmp_path / "whole")
-    assert whole.result["step"]["kernels"] == "drop_add_norm,self_attention"
+    assert whole.result["step"]["kernels"] == ",".join(SHORT)
+    assert whole.result["step"]["cross"] == "standard"
     for stop in (3, None):
         train_head(features(), config, tmp_path / "halves", stop_after=stop)
     first, second = ((tmp_path / n / "head.safetensors").read_bytes() for n in ("whole", "halves"))

@@ -13,7 +13,7 @@ from msq.errors import UsageError
 from msq.extract.encoders.pooling import TokenOrder, pool
 from msq.extract.encoders.spec import EncoderSpec, Pooling, Precision
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
 
@@ -50,7 +50,7 @@ class Encoder:
         """Evaluation mode, no gradients, the spec's precision; module modes are put back."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
-        dtype = _DTYPES.get(self.spec.precision)
+        dtype = DTYPES.get(self.spec.precision)
         try:
             with (
                 torch.inference_mode(),

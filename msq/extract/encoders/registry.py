@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -16,7 +16,7 @@ from msq.extract.encoders.embedded import (
     EMBEDDED_VIDEO,
     embedded_folder,
 )
-from msq.extract.encoders.encoder import PRECISIONS, VideoEncoder
+from msq.extract.encoders.encoder import DTYPES, PRECISIONS, VideoEncoder
 from msq.extract.encoders.families import (
     LIBRARIES,
     find_family,
@@ -34,8 +34,11 @@ from msq.extract.encoders.spec import (
     Sampling,
     slugify,
 )
+from msq.extract.encoders.timesformer import TimeSformer
 from msq.extract.encoders.timesformer_weights import SpaceResize, TimeResize
+from msq.extract.encoders.video_model import VideoModel
 from msq.extract.encoders.weights import FOLDER_PREFIX, WeightFiles, find_weights, sha256_file
+from msq.kernels.dispatch import KERNELS, Kernels
 
 __all__ = ["list_encoders", "load_clip", "load_video_encoder"]
 
@@ -57,6 +60,7 @@ def load_video_encoder(
     strict: bool = True,
     *,
     short_side: int = 0,
+    kernels: Kernels = "auto",
     time_resize: TimeResize = "nearest",
     space_resize: SpaceResize = "nearest",
 ) -> VideoEncoder:
@@ -84,6 +88,9 @@ def load_video_encoder(
         strict: refuse a checkpoint with missing or unexpected names.
         short_side: pixels of the short side before the centre crop, recorded in the spec; 0 for
             `size`.
+        kernels: `auto`, `triton` or `reference`: by what a TimeSformer's attention over time is
+            computed, chosen for `device` and `precision`; recorded in the spec where it is not
+            torch's.
         time_resize: `nearest` (FAIR's and Hugging Face's rule) or `linear`; TimeSformer alone.
         space_resize: `nearest` (likewise) or `bicubic`; TimeSformer alone.
 
@@ -125,6 +132,7 @@ def load_video_encoder(
         channels=loaded.channels,
         resized=loaded.resized,
         short_side=short_side,
+        kernels=_chosen_kernels(loaded, kernels, torch.device(device), precision),
     )
     if found.weights is not None:
         typed = (found.typed, found.weights) if found.family in LIBRARIES else (found.weights,)
@@ -234,6 +242,23 @@ def load_clip(
 def _embedded_video() -> WeightFiles:
     found = find_weights(f"{FOLDER_PREFIX}{embedded_folder(EMBEDDED_VIDEO)}")
     return replace(found, id="embedded")
+
+
+def _chosen_kernels(
+    loaded: VideoModel, kernels: Kernels, device: torch.device, precision: Precision
+) -> Literal["", "triton"]:
+    """Sets what a TimeSformer computes with, and what its spec says of it."""
+    _check("kernels", kernels, KERNELS)
+    if isinstance(loaded.model, TimeSformer):
+        dtype = DTYPES.get(precision, torch.float32)
+        choice = loaded.model.choose_kernels(kernels, device, dtype)
+        return "triton" if choice.path == "triton" else ""
+    if kernels == "triton":
+        raise UsageError(
+            f"kernels = triton: only a TimeSformer has an operation with a kernel, found "
+            f"{loaded.architecture}; use auto"
+        )
+    return ""
 
 
 def _three(values: tuple[float, ...], name: str) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ Output = Literal["projected", "pooler"]
 IMPORTED = "imported:"  # begins the weights of features that were computed elsewhere
 
 _SLUG = re.compile(r"[a-z0-9_-]+")
+_LATER = ("short_side", "kernels")  # fields that specs of earlier versions do not have
 _HASH_CHARACTERS = 16  # of the line; 64 bits tell any two files apart, and stay readable
 
 
@@ -53,6 +54,8 @@ class EncoderSpec:
         resized: embeddings that were interpolated at loading and how, else empty.
         short_side: pixels of the short side before the centre crop of `size`; 0 where they are
             equal, which is how specs were before there was a choice.
+        kernels: `triton` where attention over time is computed by msq's kernel, whose last bits
+            differ from those of torch; empty where all is torch's.
     """
 
     slug: str
@@ -73,6 +76,7 @@ class EncoderSpec:
     channels: int
     resized: str = ""
     short_side: int = 0
+    kernels: Literal["", "triton"] = ""
 
     def __post_init__(self) -> None:
         """Normalises mean, std and the short side; checks it and the slug."""
@@ -108,7 +112,8 @@ class EncoderSpec:
                 f"mean {_numbers(self.mean)} std {_numbers(self.std)}",
                 f"{self.pooling}-pool",
             ]
-        parts += [self.output, self.resized, self.precision]
+        arithmetic = f"{self.precision} {self.kernels}".rstrip()
+        parts += [self.output, self.resized, arithmetic]
         parts.append(f"{self.tokens}x{self.channels}" if self.tokens else str(self.channels))
         return "|".join(part for part in parts if part)
 
@@ -117,10 +122,11 @@ class EncoderSpec:
         return hashlib.sha256(self.line(dataset_name).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values; `short_side` only where it is set."""
+        """All fields as JSON-able values; `short_side` and `kernels` only where they are set."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        if not self.short_side:
-            del values["short_side"]  # the same dict as stores of earlier versions hold
+        for name in _LATER:
+            if not values[name]:
+                del values[name]  # the same dict as stores of earlier versions hold
         return values
 
     @classmethod
@@ -132,7 +138,7 @@ class EncoderSpec:
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
-        missing = sorted(known - set(values) - {"resized", "short_side"})
+        missing = sorted(known - set(values) - {"resized", *_LATER})
         if unknown or missing:
             raise SpecMismatch(
                 f"an encoder spec of another version: missing {', '.join(missing) or 'nothing'}, "

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msq.errors import UsageError
+from msq.kernels.dispatch import Choice, Kernels, resolve
+from msq.kernels.temporal_attention import temporal_attention, unsupported
 
 Stem = Literal["patch", "conv"]
 _LAYER_NORM_EPS = 1e-6  # the public checkpoints' value; 1e-5 moves tokens by about 1e-4
@@ -162,16 +164,24 @@ class ConvStem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one packed projection `qkv`, rows ordered q, k, v."""
+    """Multi-head self-attention with one packed projection `qkv`, rows ordered q, k, v.
+
+    Attributes:
+        fused: by the kernel for short sequences, rather than by torch's attention.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.fused = False
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sequences [M, S, D'] to [M, S, D']; nothing is shared between the M sequences."""
+        if self.fused:
+            attended = temporal_attention(self.qkv(x), self.heads, triton=True)
+            return cast(Tensor, self.out(attended))
         m, s, d = x.shape
         q, k, v = self.qkv(x).view(m, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if m <= _MAX_ATTENTION_BATCH:
@@ -288,6 +298,24 @@ class TimeSformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name == "time_embed" or ".temporal_" in name:
                 yield name, parameter
+
+    def choose_kernels(self, kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Choice:
+        """Decides by what attention over time is computed from now on.
+
+        Args:
+            kernels: `auto`, `triton` or `reference`, which is torch's attention.
+            device: where the model will run.
+            dtype: of the linear layers' outputs.
+
+        Raises:
+            UsageError: `triton` where the kernel cannot run; the message says why.
+        """
+        config = self.config
+        obstacle = unsupported(config.frames, config.width // config.heads)
+        choice = resolve("temporal_attention", device, dtype, config.frames, kernels, obstacle)
+        for block in self.blocks:
+            cast(DividedLayer, block).temporal_attention.fused = choice.path == "triton"
+        return choice
 
     def forward(self, video: Tensor) -> Tensor:
         """Encodes normalised frames.

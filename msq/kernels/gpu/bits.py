@@ -34,13 +34,15 @@ def make_bits(
     for call in tl.static_range((needed + 3) // 4):
         r0, r1, r2, r3 = tl.philox(seed, low, high, zero + call, zero + site, rounds)
         for lane in tl.static_range(4):
-            place = call * 4 + lane
+            # Triton 3.6 takes what has a name of its own for a tensor, so these have none.
             word = r0 if lane == 0 else (r1 if lane == 1 else (r2 if lane == 2 else r3))
-            if place == 0:
+            if call * 4 + lane == 0:
                 result = word
-            elif place < needed:
-                one: tl.constexpr = (rate >> (first_digit + place)) & 1
-                result = result | word if one else result & word
+            elif call * 4 + lane < needed:
+                if (rate >> (first_digit + call * 4 + lane)) & 1:
+                    result = result | word
+                else:
+                    result = result & word
     tl.store(out + index, result.to(tl.int32, bitcast=True), mask=index < words)
 
 
