@@ -139,6 +139,8 @@ class TrainConfig:
             and loss), or `auto`: bf16 on a GPU, fp32 elsewhere. Scoring is float32.
         kernels: of the packed head: `reference` (PyTorch), `triton` (refused where it cannot run),
             or `auto`: Triton where a recorded measurement on this kind of GPU says it is faster.
+        graph: whether the whole step is one CUDA graph: `on` (refused without a CUDA device),
+            `off`, or `auto`: off until it has been measured. Its dropout masks are others.
     """
 
     protocol: Protocol = "paper"
@@ -155,6 +157,7 @@ class TrainConfig:
     path: Literal["auto", "plain", "packed"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     kernels: Literal["auto", "triton", "reference"] = "auto"
+    graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that no loop can have."""
@@ -290,7 +293,7 @@ def from_dict(tables: Mapping[str, Any], source: str = "configuration") -> RunCo
         if section == "data":
             continue
         if section not in known:
-            raise UsageError(f"{source}: unknown section {section!r}{_nearest(section, known)}")
+            raise UsageError(f"{source}: unknown section {section!r}{nearest(section, known)}")
         if not isinstance(values, Mapping):
             raise UsageError(f"{source}: {section} is a section, found the value {values!r}")
         hints = typing.get_type_hints(known[section])
@@ -299,7 +302,7 @@ def from_dict(tables: Mapping[str, Any], source: str = "configuration") -> RunCo
             if key not in hints:
                 dotted = [f"{s}.{k}" for s, t in known.items() for k in typing.get_type_hints(t)]
                 raise UsageError(
-                    f"{source}: unknown key {section}.{key}{_nearest(f'{section}.{key}', dotted)}"
+                    f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', dotted)}"
                 )
             checked[key] = _checked(f"{source}: {section}.{key}", value, hints[key])
         sections[section] = known[section](**{**defaults.get(section, {}), **checked})
@@ -318,7 +321,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             value of another type, or one that contradicts the protocol.
     """
     assignments = list(assignments)
-    protocols = [_toml_value(a.partition("=")[2].strip()) for a in assignments
+    protocols = [toml_value(a.partition("=")[2].strip()) for a in assignments
                  if a.partition("=")[0].strip() == "train.protocol"]  # fmt: skip
     tables = to_dict(config)
     if protocols and protocols[-1] in FIXED:
@@ -327,9 +330,9 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
         key, equals, text = assignment.partition("=")
         section, dot, name = key.strip().partition(".")
         if not equals or not dot:
-            nearest = _nearest(key.strip(), [f"{s}.{k}" for s, t in tables.items() for k in t])
-            raise UsageError(f"override {assignment!r}: expected section.key=value{nearest}")
-        tables.setdefault(section, {})[name] = _toml_value(text.strip())
+            near = nearest(key.strip(), [f"{s}.{k}" for s, t in tables.items() for k in t])
+            raise UsageError(f"override {assignment!r}: expected section.key=value{near}")
+        tables.setdefault(section, {})[name] = toml_value(text.strip())
     return from_dict(tables, source="override")
 
 
@@ -402,13 +405,15 @@ def _section_type(name: str) -> Any:
     return typing.get_type_hints(RunConfig)[name]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known ones, else all."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(names)}"
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """What a bare text means: a TOML value, None for `none`, else the text itself."""
     if text.lower() in ("none", "null"):
         return None
     try:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import runpy
+import threading
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,10 @@ from msq.errors import StoreError, UsageError
 from msq.extract.datasets.dataset import Clip, Dataset
 from msq.extract.store import open_store
 from msq.extract.store_writer import ShardRows, StoreWriter
+from msq.head import stream
+from msq.head.batches import Batches
+from msq.head.features import Features
+from msq.head.feeding import Feed
 from msq.head.stream import StreamedTokens, stream_tokens
 
 fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
@@ -43,7 +49,7 @@ def write(path: Path, pooling: str, dtype: str = "float16") -> torch.Tensor:
 
 @pytest.mark.parametrize("pooling", ["patch", "frame"], ids=["a file a row", "sharded"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_streamed_rows_are_the_stored_ones_in_any_order(
     tmp_path: Path, pooling: str, dtype: str, threads: int
 ) -> None:
@@ -83,9 +89,10 @@ def test_what_was_read_ahead_serves_and_a_changed_plan_does_no_harm(tmp_path: Pa
     tokens.prefetch(plan[0])
     assert torch.equal(tokens[plan[3]], stored[plan[3]])
     assert torch.equal(tokens[plan[0]], stored[plan[0]])
-    for _ in range(5):
-        tokens.prefetch(plan[0])
-    assert len(tokens._under_way) == 2
+    for _ in range(2):
+        for rows in plan:
+            tokens.prefetch(rows)
+    assert [reading.rows for reading in tokens._under_way] == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("pooling", ["patch", "frame"])
@@ -132,6 +139,104 @@ def test_many_files_are_open_only_for_a_while(tmp_path: Path) -> None:
         assert (out[:ROWS] == out[ROWS : 2 * ROWS]).all()
         assert len(reader._files) == ROWS
     assert not reader._files
+
+
+def counting(values: torch.Tensor, asked: list[int]):
+    """Reads rows of a tensor as if it were a store, noting them."""
+    flat = values.view(torch.uint8).flatten(1).numpy()
+
+    def read(rows, out) -> None:
+        asked.extend(rows)
+        np.take(flat, np.asarray(rows), axis=0, out=out)
+
+    return read
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_lent_batches_use_the_same_memory_again_and_own_ones_do_not(dtype: torch.dtype) -> None:
+    values = torch.randn(64, 5, 6).half()
+    tokens = StreamedTokens(counting(values, []), torch.arange(64), (5, 6), torch.float16, dtype)
+    plan, places = torch.arange(64).split(8), set()
+    for i, rows in enumerate(plan):
+        lent = tokens.lend(rows)
+        for later in plan[i + 1 : i + 1 + tokens.ahead]:
+            tokens.prefetch(later)
+        for reading in tokens._under_way:
+            wait(reading.parts)
+        assert torch.equal(lent, values[rows].to(dtype))
+        places.add(lent.data_ptr())
+    assert len(places) <= tokens.ahead + 1
+    kept = [tokens[rows] for rows in plan]
+    assert all(torch.equal(x, values[rows].to(dtype)) for x, rows in zip(kept, plan, strict=True))
+
+
+def test_widening_by_one_thread_is_what_torch_does() -> None:
+    source = torch.randn(3, 23_457).half()
+    target = torch.empty(3, 23_457)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        stream._widen(source, target)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(target, source.float())
+
+
+def feeding(read, rows: int, batch: int, end: int | None) -> Feed:
+    tokens = StreamedTokens(read, torch.arange(rows), (5, 6), torch.float16, torch.float32)
+    features = Features(
+        name="t", task="multilabel", classes=("a",), ids=tuple(map(str, range(rows))),
+        splits=("train",) * rows, tokens=tokens, labels=torch.ones(rows, 1, dtype=torch.uint8),
+    )  # fmt: skip
+    return Feed(features, Batches(torch.arange(rows), batch, 0, seed=0), 0, end=end)
+
+
+def test_the_next_batch_is_read_while_a_step_runs_and_none_after_the_last() -> None:
+    values, asked = torch.randn(12, 5, 6).half(), list[int]()
+    plan = Batches(torch.arange(12), 4, 0, seed=0)
+    begun, go = threading.Event(), threading.Event()
+    give = counting(values, asked)
+
+    def read(rows, out) -> None:
+        if rows[0] in plan.of(1).tolist():
+            begun.set()
+            assert go.wait(30)
+        give(rows, out)
+
+    feed = feeding(read, 12, 4, end=2)
+    first = feed.of(0)  # although the next cannot be finished
+    assert torch.equal(first.tokens, values[plan.of(0)].float())
+    assert begun.wait(30)
+    go.set()
+    assert torch.equal(feed.of(1).tokens, values[plan.of(1)].float())
+    assert feed._streamed is not None
+    feed._streamed.close()
+    assert sorted(asked) == sorted(torch.cat([plan.of(0), plan.of(1)]).tolist())
+
+
+def test_rows_of_a_batch_are_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_PART", 1)  # each row for itself
+    values, together = torch.randn(8, 5, 6).half(), threading.Barrier(2)
+    give = counting(values, [])
+
+    def read(rows, out) -> None:
+        together.wait(30)  # breaks where no second thread comes
+        give(rows, out)
+
+    feed = feeding(read, 8, 4, end=1)
+    batch = feed.of(0)
+    assert torch.equal(batch.tokens, values[batch.rows].float())
+
+
+def test_scoring_leaves_alone_what_training_has_begun_to_read() -> None:
+    values, asked = torch.randn(12, 5, 6).half(), list[int]()
+    tokens = StreamedTokens(counting(values, asked), torch.arange(12), (5, 6), torch.float16)
+    tokens.prefetch(torch.tensor([0, 1]))
+    parts = torch.arange(4, 12).split(2)
+    for part, found in stream.with_next(tokens, parts):
+        assert torch.equal(found, values[part])
+    assert torch.equal(tokens.lend(torch.tensor([0, 1])), values[:2])
+    assert sorted(asked) == [0, 1, *range(4, 12)]
 
 
 def labelled_store(path: Path) -> None:

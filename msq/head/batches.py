@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from msq.head.features import Features
 
 
 class Batches:
@@ -29,7 +33,7 @@ class Batches:
     """
 
     def __init__(self, rows: Tensor, batch: int, epoch_clips: int, seed: int) -> None:
-        self.rows, self.epoch_clips, self.seed = rows, epoch_clips, seed
+        self.rows, self.epoch_clips, self.seed, self._batch = rows, epoch_clips, seed, batch
         clips = len(rows)
         if epoch_clips:
             self.size, self.epoch_steps = batch, math.ceil(epoch_clips / batch)
@@ -37,6 +41,10 @@ class Batches:
             self.size = min(batch, clips)
             self.epoch_steps = max(1, round(clips / self.size))
         self._orders: dict[int, Tensor] = {}
+
+    def to(self, device: str | torch.device) -> Batches:
+        """The same rows of each step, on another device."""
+        return Batches(self.rows.to(device), self._batch, self.epoch_clips, self.seed)
 
     def of(self, step: int) -> Tensor:
         """Rows of one step [size], fewer in the last of an epoch with `epoch_clips`."""
@@ -59,3 +67,18 @@ class Batches:
             order = [torch.randperm(len(self.rows), generator=generator) for _ in range(laps)]
             self._orders = {number: self.rows[torch.cat(order).to(self.rows.device)]}
         return self._orders[number]
+
+
+def split_rows(features: Features, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to validate on, both ascending.
+
+    The dataset's validation split where it has one; otherwise a seeded `share` of the training
+    clips, at least one; none where the share is 0.
+    """
+    train, val = features.rows("train"), features.rows("val")
+    if val.numel() or not share or len(train) < 2:
+        return train, val
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    held = max(1, round(len(train) * share))
+    order = order.to(train.device)
+    return train[order[held:].sort().values], train[order[:held].sort().values]

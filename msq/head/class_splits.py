@@ -147,6 +147,21 @@ def class_split_from_files(
     return _ordered(classes, set(lists[seen]), set(lists[unseen]), None, source)
 
 
+def class_split_from_list(classes: Sequence[str], seen: Path) -> ClassSplit:
+    """The classes that a `.list` file names are seen, all others are unseen.
+
+    Raises:
+        UsageError: as `class_split_from_files`, or every class is named, so that none is unseen.
+    """
+    named = set(_known(seen, classes))
+    if len(named) == len(classes):
+        raise UsageError(
+            f"{seen}: expected a list that leaves some classes unseen, found all {len(classes)} "
+            "classes of the store in it"
+        )
+    return _ordered(classes, named, set(classes) - named, None, seen.name)
+
+
 def _known(path: Path, classes: Sequence[str]) -> list[str]:
     """The classes that a list names."""
     plain = defaultdict(list)

@@ -42,12 +42,24 @@ class Feed:
         batches: which rows each step takes.
         seed: of the run, which draws the views that clips are shown in.
         dtype: of tokens and image features.
+        end: the step after the last: it is not read ahead, nor what comes after it.
     """
 
     def __init__(
-        self, features: Features, batches: Batches, seed: int, dtype: torch.dtype = torch.float32
+        self,
+        features: Features,
+        batches: Batches,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        end: int | None = None,
     ) -> None:
         self._features, self._batches, self._seed, self._dtype = features, batches, seed, dtype
+        self._end = end
+        self._streamed: StreamedTokens | None = None
+        if isinstance(features.tokens, StreamedTokens):
+            tokens = features.tokens
+            self._streamed = tokens if tokens.dtype == dtype else tokens.to(dtype=dtype)
+            self._planned = batches.to("cpu")  # row numbers to read by: nothing waits for a GPU
         self._buffers: dict[str, Tensor] = {}
 
     def of(self, step: int) -> Batch:
@@ -69,11 +81,14 @@ class Feed:
         if features.train_views is not None:
             tokens, image = features.train_views.of(rows, self._seed, step)
             return tokens.to(dtype), None if image is None else image.to(dtype)
-        if isinstance(features.tokens, StreamedTokens):
-            tokens = features.tokens[rows].to(dtype)
-            features.tokens.prefetch(self._batches.of(step + 1))  # read while this step runs
-        else:
+        if isinstance(features.tokens, Tensor):
             tokens = self._gather("tokens", features.tokens, rows, dtype)
+        else:
+            assert self._streamed is not None
+            ahead = step + self._streamed.ahead
+            for later in range(step, ahead if self._end is None else min(ahead, self._end)):
+                self._streamed.prefetch(self._planned.of(later))  # read while this step runs
+            tokens = self._streamed.lend(self._planned.of(step))
         image = features.image
         return tokens, None if image is None else self._gather("image", image, rows, dtype)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-_ALIGNED = 16  # elements: every group of parameters starts at a multiple of a cache line
+ALIGNED = 16  # elements: every group of parameters starts at a multiple of a cache line
 
 
 class FlatParameters:
@@ -47,12 +47,12 @@ class FlatParameters:
         self._places: dict[str, int] = {}
         end, split = 0, 0
         for group in ordered:
-            end = -(-end // _ALIGNED) * _ALIGNED
+            end = -(-end // ALIGNED) * ALIGNED
             for name in group:
                 self._places[name] = end
                 end += named[name].numel()
             if named[group[0]].ndim >= 2:
-                split = -(-end // _ALIGNED) * _ALIGNED
+                split = -(-end // ALIGNED) * ALIGNED
         first = next(iter(named.values()))
         self.data = torch.zeros(max(end, split), dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.data)

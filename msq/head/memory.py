@@ -121,7 +121,7 @@ class StepShape:
             dropout=bool(head.dropout),
             path=choice.path,
             precision=choice.precision,
-            fused="self_attention" in choice.kernels.split(","),
+            fused="self_attention" in choice.ops,
         )
 
     @property

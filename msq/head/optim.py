@@ -12,12 +12,22 @@ from msq.head.flat import FlatParameters
 
 
 def build_optimiser(
-    model: nn.Module | FlatParameters, config: OptimConfig
+    model: nn.Module | FlatParameters,
+    config: OptimConfig,
+    rate: Tensor | None = None,
+    *,
+    capturable: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam or AdamW, fused; weight decay on matrices only.
 
     The offsets of the labels are matrices too: decay draws them towards the text they started
     from.
+
+    Args:
+        model: whose parameters.
+        config: of the optimiser.
+        rate: a tensor that holds the learning rate, to be changed in place; None takes the number.
+        capturable: its steps can stand in a CUDA graph.
     """
     if isinstance(model, FlatParameters):
         matrices, vectors = [model.matrices], [model.vectors]
@@ -30,7 +40,8 @@ def build_optimiser(
         {"params": vectors, "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+    lr = config.lr if rate is None else rate
+    return kind(groups, lr=lr, betas=(0.9, config.beta2), fused=True, capturable=capturable)
 
 
 class WeightAverage:
@@ -47,12 +58,22 @@ class WeightAverage:
         self.parameters = list(parameters)
         self.decay = decay
         self.average = [p.detach().clone() for p in self.parameters]
+        self._weight = self.average[0].new_zeros(())  # of what is taken in
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters after step `step` (0 for the first)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.plan(step)
+        self.take()
+
+    def plan(self, step: int) -> None:
+        """Say after which step the next `take` comes."""
+        self._weight.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Take in the parameters as they are; nothing here depends on the processor's numbers."""
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.lerp_(parameter, self._weight)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -316,6 +316,7 @@ class Head:
             )
         if kind == "video":
             notes = recorded.get("resized", "")
+            fused = recorded.get("kernels") == "triton" and str(self.device).startswith("cuda")
             encoder = load_video_encoder(
                 source,
                 weights,
@@ -324,6 +325,7 @@ class Head:
                 if notes.endswith("linear") or "linear," in notes
                 else "nearest",
                 space_resize="bicubic" if notes.endswith("bicubic") else "nearest",
+                kernels="triton" if fused else "reference",
                 **options,
             )
             found: dict[str, Any] = {"video": encoder}
@@ -351,7 +353,12 @@ def _templates(prompt: str | Sequence[str]) -> list[str]:
 
 
 def _difference(recorded: Mapping[str, Any], encoder: Any) -> list[str]:
-    """Lines that tell an encoder from a recorded spec; its name, which may change, left out."""
+    """Lines that tell an encoder from a recorded spec.
+
+    Its name may change. Kernels, like devices, move the last bits: they part the rows of a store,
+    but a run trained on a GPU predicts anywhere.
+    """
     from msq.extract.encoders import difference
 
-    return difference({**recorded, "slug": ""}, {**encoder.spec.to_dict(), "slug": ""})
+    free = {"slug": "", "kernels": ""}
+    return difference({**recorded, **free}, {**encoder.spec.to_dict(), **free})

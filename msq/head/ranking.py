@@ -93,6 +93,24 @@ def mean_average_precision(scores: Tensor, labels: Tensor, known: Tensor | None 
     return MeanAP(per_class, len(rows), len(labels) - len(rows))
 
 
+def macro_ap(scores: Tensor, labels: Tensor, known: Tensor | None = None) -> Tensor:
+    """`mean_average_precision` for a training loop: nothing here waits for the device.
+
+    Args:
+        scores: [N, K] of rows that all have a label.
+        labels: [N, K].
+        known: [N, K], as there.
+
+    Returns:
+        [2] float64: the mean over the classes with a positive, NaN where there is none, and how
+        many of the scores are NaN, in which case the first number means nothing.
+    """
+    positive = labels != 0 if known is None else (labels != 0) & (known != 0)
+    per_class = _average_precision(scores, positive, known)
+    value = per_class.nansum() / (~per_class.isnan()).sum()
+    return torch.stack([value, scores.isnan().sum().to(value)])
+
+
 def labelled(labels: Tensor, known: Tensor | None = None) -> Tensor:
     """Which clips [N] have a label, and a known one."""
     positive = labels != 0

@@ -139,13 +139,21 @@ class RunDirectory:
                 file.write(f"{now} {message}\n")
 
 
+def recorded_choice(path: Path | None) -> StepChoice | None:
+    """How the run of a directory takes its steps, where one was begun there.
+
+    Raises:
+        UsageError: its configuration cannot be read.
+    """
+    if path is None or not (path / "config.toml").exists():
+        return None
+    return _choice(_stored(path / "config.toml").get("data", {}).get("step"), path / "config.toml")
+
+
 def _require_same(path: Path, config: RunConfig, features: Features) -> StepChoice | None:
     """Refuse a run of another making; the choice of its steps, which is no part of the making."""
     file = path / "config.toml"
-    try:
-        stored = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: expected the configuration of a run; {error}") from None
+    stored = _stored(file)
     data = stored.get("data", {})
     step = data.pop("step", None)
     lines = configuration.difference(
@@ -161,6 +169,17 @@ def _require_same(path: Path, config: RunConfig, features: Features) -> StepChoi
             f"{path}: a run of another making is there (expected: the stored one, found: the one "
             "asked for); choose another directory or overwrite it\n  " + "\n  ".join(lines)
         )
+    return _choice(step, file)
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: expected the configuration of a run; {error}") from None
+
+
+def _choice(step: Any, file: Path) -> StepChoice | None:
     if step is None:
         return None
     try:

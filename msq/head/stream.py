@@ -2,15 +2,18 @@
 
 `StreamedTokens` stands where a tensor of tokens would: it has a shape, and indexing it with row
 numbers gives a tensor. Whoever knows which rows come next says so with `prefetch`, and they are
-read while the step before them runs.
+read while the step before them runs. The threads that read also check and widen what they read, a
+row at a time while it is in the processor's cache, and the buffers are used again: most of the time
+of a batch of 150 MB would go into pages that the system has to hand out anew.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +23,20 @@ from torch import Tensor
 from msq.errors import UsageError
 from msq.head.memory import fits
 
-# Reads rows of the store into uint8 [n, row bytes], each verified.
+# Reads rows of the store into uint8 [n, row bytes], each verified; from any thread.
 ReadRows = Callable[[Sequence[int], NDArray[np.uint8]], None]
 AHEAD = 2
+THREADS = 2
+_PART = 1 << 20  # bytes that a thread reads at least before it looks for other work
+_PIECE = 32_000  # numbers; torch shares work on 32,768 and more between threads of its own
+
+
+class _Reading(NamedTuple):
+    """A batch under way."""
+
+    rows: list[int]
+    buffer: Tensor  # [at least n, S, D']
+    parts: list[Future[None]]
 
 
 class StreamedTokens:
@@ -35,12 +49,14 @@ class StreamedTokens:
         stored: dtype of what is read; bfloat16 as its bits is fine.
         dtype: dtype of what indexing gives; None for the stored one.
         device: where it gives it.
-        ahead: batches that may be read before they are asked for.
+        ahead: batches under way at a time, with the one that is asked for next.
+        threads: that read.
 
     Attributes:
         shape: (N, S, D').
         dtype: of what indexing gives.
         device: of what indexing gives.
+        ahead: as given.
     """
 
     def __init__(
@@ -52,15 +68,19 @@ class StreamedTokens:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         ahead: int = AHEAD,
+        threads: int = THREADS,
     ) -> None:
         self._read, self._rows, self._stored = read, rows.cpu(), stored
         self.shape = torch.Size((len(rows), *row_shape))
         self.dtype = dtype or stored
         self.device = torch.device(device)
-        self._ahead = ahead
-        self._pool = ThreadPoolExecutor(1, "stream")
-        self._under_way: deque[tuple[list[int], Future[Tensor]]] = deque()
-        self._free: list[Tensor] = []
+        self.ahead, self._threads = ahead, threads
+        self._pool = ThreadPoolExecutor(threads, "stream")
+        self._own = threading.local()
+        self._under_way: deque[_Reading] = deque()
+        # Each with the event after which it may be written again; None: at once.
+        self._free: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._lent: Tensor | None = None
 
     def __len__(self) -> int:
         """N."""
@@ -72,10 +92,14 @@ class StreamedTokens:
         return self.shape.numel() * self._stored.itemsize
 
     def prefetch(self, rows: Tensor) -> None:
-        """Begin to read rows [n] that will be asked for; no more than `ahead` such calls count."""
-        if len(self._under_way) < self._ahead:
-            wanted = rows.tolist()
-            self._under_way.append((wanted, self._pool.submit(self._load, wanted)))
+        """Begin to read rows [n] that will be asked for, unless they are under way.
+
+        Without effect where `ahead` batches are under way.
+        """
+        wanted = rows.tolist()
+        known = any(reading.rows == wanted for reading in self._under_way)
+        if not known and len(self._under_way) < self.ahead:
+            self._under_way.append(self._begin(wanted))
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Rows [n] -> [n, S, D'], a tensor of its own.
@@ -84,68 +108,149 @@ class StreamedTokens:
             StoreError: a row is damaged; names the clip and the file.
         """
         wanted = rows.tolist()
-        while self._under_way:
-            promised, future = self._under_way.popleft()
-            buffer = future.result()
-            if promised == wanted:
-                return self._given(buffer, len(wanted))
-            self._free.append(buffer)  # the plan changed: what was read ahead is not wanted
-        return self._given(self._load(wanted), len(wanted))
+        buffer = self._finished(wanted)
+        return self._on_device(buffer, len(wanted)) if self._pinned else buffer[: len(wanted)]
+
+    def lend(self, rows: Tensor) -> Tensor:
+        """The same in memory that is used again: valid until the next call.
+
+        Raises:
+            StoreError: as indexing.
+        """
+        wanted = rows.tolist()
+        buffer = self._finished(wanted)
+        if self._pinned:
+            return self._on_device(buffer, len(wanted))
+        if self._lent is not None:
+            self._free.append((self._lent, None))
+        self._lent = buffer
+        return buffer[: len(wanted)]
 
     def select(self, rows: Tensor) -> StreamedTokens:
         """The same for some of the rows, in the order given."""
-        chosen = self._rows[rows.cpu()]
-        return StreamedTokens(
-            self._read, chosen, (self.shape[1], self.shape[2]), self._stored, self.dtype,
-            self.device, self._ahead,
-        )  # fmt: skip
+        return self._like(rows=self._rows[rows.cpu()])
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> StreamedTokens:
         """The same, given on another device or in another dtype."""
-        return StreamedTokens(
-            self._read, self._rows, (self.shape[1], self.shape[2]), self._stored,
-            dtype or self.dtype, device or self.device, self._ahead,
-        )  # fmt: skip
+        return self._like(device=device, dtype=dtype)
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, rows: Sequence[int]) -> Tensor:
-        """Bytes of rows in a buffer [at least n, S, D'] of the stored dtype."""
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = torch.empty(0)
-        if len(buffer) < len(rows):
-            pinned = self.device.type == "cuda"
-            buffer = torch.empty(
-                (len(rows), *self.shape[1:]), dtype=self._stored, pin_memory=pinned
-            )
-        raw = buffer[: len(rows)].view(torch.uint8).reshape(len(rows), -1).numpy()
-        self._read(self._rows[torch.tensor(rows, dtype=torch.long)].tolist(), raw)
-        return buffer
+    def _like(
+        self,
+        rows: Tensor | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> StreamedTokens:
+        return StreamedTokens(
+            self._read, self._rows if rows is None else rows, (self.shape[1], self.shape[2]),
+            self._stored, dtype or self.dtype, device or self.device, self.ahead, self._threads,
+        )  # fmt: skip
 
-    def _given(self, buffer: Tensor, count: int) -> Tensor:
-        """A copy in the dtype and on the device asked for; the buffer is used again."""
-        given = buffer[:count].to(self.device, self.dtype, non_blocking=True, copy=True)
-        if given.is_cuda:
-            torch.cuda.current_stream(given.device).synchronize()
-        self._free.append(buffer)
-        return given
+    @property
+    def _pinned(self) -> bool:
+        """Whether batches go to a GPU: as they are stored, to be widened there."""
+        return self.device.type == "cuda"
+
+    def _begin(self, wanted: list[int]) -> _Reading:
+        """The threads are told to read rows, several of them where they are small."""
+        buffer = self._buffer(len(wanted))
+        slots = buffer[: len(wanted)]
+        many = max(1, _PART // max(1, self.shape[1] * self.shape[2] * self._stored.itemsize))
+        parts = [
+            self._pool.submit(self._load, wanted[i : i + many], slots[i : i + many])
+            for i in range(0, len(wanted), many)
+        ]
+        return _Reading(wanted, buffer, parts)
+
+    def _finished(self, wanted: list[int]) -> Tensor:
+        """The buffer with these rows, read ahead or now."""
+        reading = None
+        while self._under_way and reading is None:
+            first = self._under_way.popleft()
+            if first.rows == wanted:
+                reading = first
+            else:  # the plan changed: what was read ahead is not wanted
+                for part in first.parts:
+                    part.cancel()
+                wait(first.parts)
+                self._free.append((first.buffer, None))
+        reading = reading or self._begin(wanted)
+        wait(reading.parts)
+        try:
+            for part in reading.parts:
+                part.result()
+        except BaseException:
+            self._free.append((reading.buffer, None))
+            raise
+        return reading.buffer
+
+    def _buffer(self, count: int) -> Tensor:
+        """Of at least so many rows, used before where there is one."""
+        while self._free:
+            buffer, copied = self._free.pop()
+            if len(buffer) >= count:
+                if copied is not None:
+                    copied.synchronize()
+                return buffer
+        dtype = self._stored if self._pinned else self.dtype
+        return torch.empty((count, *self.shape[1:]), dtype=dtype, pin_memory=self._pinned)
+
+    def _load(self, rows: list[int], slots: Tensor) -> None:
+        """In a thread: bytes of some rows, verified, and widened where that is asked for."""
+        numbers = self._rows[torch.tensor(rows, dtype=torch.long)].tolist()
+        source = slots
+        if slots.dtype != self._stored:
+            kept: Tensor | None = getattr(self._own, "rows", None)
+            if kept is None or len(kept) < len(rows):
+                kept = self._own.rows = torch.empty(slots.shape, dtype=self._stored)
+            source = kept[: len(rows)]
+        self._read(numbers, source.view(torch.uint8).reshape(len(rows), -1).numpy())
+        if source is not slots:
+            _widen(source, slots)
+
+    def _on_device(self, buffer: Tensor, count: int) -> Tensor:
+        """A copy on the GPU; nothing waits for it but whoever writes the buffer again."""
+        stored = buffer[:count].to(self.device, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self.device))
+        self._free.append((buffer, copied))
+        return stored.to(self.dtype)
+
+
+def _widen(source: Tensor, target: Tensor) -> None:
+    """Copy into another dtype by this thread alone: it is one of several that do so."""
+    if torch.get_num_threads() == 1:
+        target.copy_(source)
+        return
+    pieces = torch.split(source.flatten(), _PIECE), torch.split(target.flatten(), _PIECE)
+    for narrow, wide in zip(*pieces, strict=True):
+        wide.copy_(narrow)
 
 
 def with_next(
     tokens: Tensor | StreamedTokens, parts: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each of several lists of rows with its tokens; streamed ones are read ahead."""
-    for part, after in zip(parts, [*parts[1:], None], strict=True):
-        here = tokens[part]
-        if isinstance(tokens, StreamedTokens) and after is not None:
-            tokens.prefetch(after)
-        yield part, here
+    """Each of several lists of rows with its tokens, which are valid until the next.
+
+    Streamed ones are read ahead, beside what others have begun to read of them.
+    """
+    if not isinstance(tokens, StreamedTokens):
+        for part in parts:
+            yield part, tokens[part]
+        return
+    own = tokens.to()
+    try:
+        for i, part in enumerate(parts):
+            for later in parts[i : i + own.ahead]:
+                own.prefetch(later)
+            yield part, own.lend(part)
+    finally:
+        own.close()
 
 
 def placed(tokens: Tensor | StreamedTokens, device: str | torch.device) -> Tensor | StreamedTokens:
@@ -165,7 +270,7 @@ def placed(tokens: Tensor | StreamedTokens, device: str | torch.device) -> Tenso
 
 
 def stream_tokens(
-    store: object, rows: Tensor, encoder: str, view: Any = 0, threads: int = 2
+    store: object, rows: Tensor, encoder: str, view: Any = 0, threads: int = THREADS
 ) -> StreamedTokens:
     """Tokens of some rows of an open `FeatureStore`, left on disk.
 
@@ -184,6 +289,6 @@ def stream_tokens(
 
     if not isinstance(store, FeatureStore):
         raise UsageError("tokens can be streamed from a feature store on disk only")
-    reader = store.token_reader(encoder, view, threads)
-    row_shape = reader.row_shape
-    return StreamedTokens(reader.read, rows, (row_shape[0], row_shape[1]), reader.dtype)
+    reader = store.token_reader(encoder, view, threads=0)  # the threads are those of the stream
+    shape = (reader.row_shape[0], reader.row_shape[1])
+    return StreamedTokens(reader.read, rows, shape, reader.dtype, threads=threads)

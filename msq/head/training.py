@@ -1,0 +1,296 @@
+"""The state of a training run between two steps, and what happens after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from msq.config import RunConfig
+from msq.errors import MsqError, UsageError
+from msq.head.batches import Batches, split_rows
+from msq.head.build import build_head
+from msq.head.evaluate import official_score, score
+from msq.head.features import Features
+from msq.head.feeding import Feed
+from msq.head.finite import LossWatch, loss_error
+from msq.head.graph import StepGraph
+from msq.head.loss import loss_kind
+from msq.head.packed_choice import StepChoice, choose_step
+from msq.head.ranking import labelled, macro_ap
+from msq.head.run import RunDirectory
+from msq.head.step import TrainingStep
+
+Progress = Callable[[dict[str, Any]], None]
+STATE_FORMAT = 2  # of state.pt; 1 drew its dropout from a generator
+
+
+class Saver(Protocol):
+    """Who writes checkpoints while a run goes on."""
+
+    def save(self) -> None:
+        """Write one now."""
+
+    def save_if_due(self, epoch_done: bool) -> None:
+        """Write one where it is time."""
+
+
+class Training:
+    """The state of one run between two steps.
+
+    Args:
+        features: on the device to train on.
+        config: of the run.
+        choice: how to take the steps; None chooses by the configuration and the device.
+    """
+
+    def __init__(
+        self, features: Features, config: RunConfig, choice: StepChoice | None = None
+    ) -> None:
+        self.features, self.config = features, config
+        self.loss = loss_kind(config.train.loss, features.task)
+        self.train_rows, self.val_rows = split_rows(features, config.train.val, config.train.seed)
+        if not self.train_rows.numel():
+            raise UsageError(f"features of {features.name}: no training clip among "
+                             f"{features.coverage()}")  # fmt: skip
+        self.clips = len(self.train_rows)
+        known = None if features.known is None else features.known[self.val_rows]
+        labels = features.labels[self.val_rows]
+        self.ranked = labelled(labels, known).nonzero().flatten()  # of the validation clips
+        self._ranked_labels = (
+            labels[self.ranked], None if known is None else known[self.ranked]
+        )  # fmt: skip
+        t = config.train
+        self.batches = Batches(self.train_rows, t.batch, t.epoch_clips, t.seed)
+        self.batch, self.epoch_steps = self.batches.size, self.batches.epoch_steps
+        self.steps = self.epoch_steps * config.train.epochs
+        self.feed = Feed(features, self.batches, t.seed, end=self.steps)
+        device = features.tokens.device
+        self.model = build_head(features, config, self.train_rows).to(device)
+        self.choice = choice or choose_step(config.train, device)
+        self.taking = TrainingStep(
+            self.model, self.choice, config, self.loss, self.steps, self.epoch_steps
+        )
+        self.graph = StepGraph(self.taking.run, self.batch) if self.choice.graph == "on" else None
+        self.flat, self.average = self.taking.flat, self.taking.average
+        self.loss_sum = self.taking.loss_sum
+        self.parameters = list(self.model.parameters())
+        self.step = 0
+        self.seconds = 0.0
+        self.watch = LossWatch()
+        self.saved: int | None = None  # step of the last checkpoint
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+
+    def run(
+        self,
+        directory: RunDirectory,
+        saver: Saver,
+        progress: Progress | None,
+        stop_after: int | None,
+    ) -> bool:
+        """Take steps until the end (True) or until `stop_after` further ones are taken (False)."""
+        last = self.steps if stop_after is None else min(self.steps, self.step + stop_after)
+        began, told = time.perf_counter(), False
+        while self.step < self.steps and not self.out_of_patience():
+            if self.step >= last:
+                saver.save()
+                return False
+            self._step()
+            if not told and self.graph_report():
+                directory.log(self.graph_report())
+                told = True
+            now = time.perf_counter()
+            self.seconds, began = self.seconds + now - began, now
+            epoch_done = self.step % self.epoch_steps == 0
+            if epoch_done:
+                self._end_epoch()
+                now = time.perf_counter()
+                self.seconds, began = self.seconds + now - began, now
+                line = self.history[-1]
+                directory.append_history(line)
+                if progress is not None:
+                    progress({"event": "epoch", "epochs": self.config.train.epochs, **line})
+            saver.save_if_due(epoch_done)
+        return True
+
+    def _step(self) -> None:
+        """One step of the optimiser."""
+        batch = self.feed.of(self.step)
+        self.taking.plan(self.step)
+        if self.graph is None:
+            self.taking.run(batch)
+        else:
+            self.graph(batch)
+            if self.graph.refused and self.config.train.graph == "on":
+                raise MsqError(
+                    f"train.graph = on: the step cannot be captured: {self.graph.refused}; use "
+                    "train.graph = off"
+                )
+        self.watch.note(self.step, self.taking.loss.clone())
+        self.step += 1
+
+    def graph_report(self) -> str:
+        """Why the steps run one by one although a graph was chosen; empty where all is well."""
+        refused = "" if self.graph is None else self.graph.refused
+        return refused and f"no CUDA graph, the steps run one by one: {refused}"
+
+    def _logits(self, tokens: Tensor, image: Tensor | None) -> Tensor:
+        """Forward pass of this step, for whoever wants to look at it."""
+        self.taking.plan(self.step)
+        return self.taking.logits(tokens, image)
+
+    def _end_epoch(self) -> None:
+        self.require_finite()
+        numbers, logits = self.epoch_numbers()
+        self.note_epoch(numbers.tolist(), logits)  # all that is waited for
+
+    def epoch_numbers(self) -> tuple[Tensor, Tensor | None]:
+        """What an epoch came to, on the device; nothing waits for it.
+
+        Returns:
+            [1] the sum of the losses, or [3] that, the mAP of the validation clips and how many of
+            their scores are NaN; and the logits of these clips, None where there are none.
+        """
+        numbers, logits = [self.loss_sum.double()], None
+        if self.val_rows.numel():
+            if self.average is not None:
+                self.average.swap()
+            logits = score(self.model, self.features, self.val_rows)
+            numbers += macro_ap(logits[self.ranked], *self._ranked_labels).unbind()
+            if self.average is not None:
+                self.average.swap()
+        return torch.stack(numbers), logits
+
+    def note_epoch(self, numbers: list[float], logits: Tensor | None) -> None:
+        """Write down an epoch, and keep its weights where they are the best so far.
+
+        Args:
+            numbers: of `epoch_numbers`.
+            logits: likewise.
+
+        Raises:
+            MsqError: scores of the validation clips are NaN.
+        """
+        epoch = self.step // self.epoch_steps
+        loss, *found = numbers
+        line: dict[str, float] = {
+            "epoch": epoch,
+            "loss": loss / self.epoch_steps,
+            "lr": self.taking.rate(self.step - 1),
+        }
+        self.loss_sum.zero_()
+        if logits is not None:
+            value, bad = found
+            if bad:
+                raise MsqError(f"epoch {epoch}: {bad:.0f} scores of the validation clips are NaN")
+            line["val_map"] = value
+            if self.config.train.select_by == "official":
+                f, rows = self.features, self.val_rows
+                known = None if f.known is None else f.known[rows]
+                value = official_score(logits, f.labels[rows], f.task, known)
+                line["val_official"] = value
+            # Without a positive among the validation clips it is NaN, and chooses nothing.
+            if value == value and (self.best is None or value > self.best["value"]):
+                self.best = {"value": value, "val_map": line["val_map"], "epoch": epoch,
+                             "weights": self._kept_weights()}  # fmt: skip
+        line["seconds"] = self.seconds
+        self.history.append(line)
+
+    def _kept_weights(self) -> list[Tensor]:
+        """A copy of the weights that are validated."""
+        if self.average is not None:
+            self.average.swap()
+        weights = [p.detach().clone() for p in self.parameters]
+        if self.average is not None:
+            self.average.swap()
+        return weights
+
+    def require_finite(self) -> None:
+        """Stop before a loss or weights that are not finite can reach a checkpoint.
+
+        Raises:
+            MsqError: naming the step and its clips, and which of their features are not finite.
+        """
+        found = self.watch.first_bad(self.flat.data)
+        if found is not None:
+            step, what = found
+            kept = (
+                "there is no checkpoint yet"
+                if self.saved is None
+                else f"the last good checkpoint, after step {self.saved}, is kept"
+            )
+            batch = self.feed.of(step)
+            raise loss_error(what, self.features, batch, step, self.epoch_steps, kept)
+
+    def out_of_patience(self) -> bool:
+        """Whether so many epochs went by without a better validation score."""
+        patience = self.config.train.patience
+        return bool(patience and self.best and len(self.history) - self.best["epoch"] >= patience)
+
+    @torch.no_grad()
+    def use_chosen_weights(self) -> None:
+        """Put the weights into the model that the configuration selects."""
+        if self.config.train.select == "best" and self.best is not None:
+            for parameter, weight in zip(self.parameters, self.best["weights"], strict=True):
+                parameter.copy_(weight)
+        elif self.average is not None:
+            self.average.swap()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that going on exactly here needs; plain values and tensors."""
+        on_cuda = self.loss_sum.is_cuda
+        return {
+            "format": STATE_FORMAT,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimiser": self.taking.optimiser_state(),
+            "average": None if self.average is None else self.average.average,
+            "best": self.best,
+            "history": self.history,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "random_cpu": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.loss_sum.device) if on_cuda else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            MsqError: another version of msq wrote it, and trained otherwise.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise MsqError(
+                f"state.pt: expected format {STATE_FORMAT}, found {state.get('format', 1)}: the "
+                "unfinished run is of another version of msq; finish it with that one, or start "
+                "it anew with --overwrite"
+            )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.saved = self.step
+        self.history, self.best = state["history"], state["best"]
+        self.model.load_state_dict(state["model"])
+        self.taking.load_optimiser(state["optimiser"])
+        if self.graph is not None:
+            self.graph.forget()
+        if self.average is not None:
+            self.average.load(state["average"])
+        self.loss_sum.copy_(state["loss_sum"])
+        torch.set_rng_state(state["random_cpu"])
+        if self.loss_sum.is_cuda and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.loss_sum.device)
+
+    def opening(self) -> str:
+        """A line on what is about to happen."""
+        f = self.features
+        return (
+            f"protocol {self.config.train.protocol}; {f.name}: {f.coverage()}; training on "
+            f"{self.clips}, validating on {len(self.val_rows)}, {len(f.classes)} classes, "
+            f"{self.steps} steps of {self.batch}; {self.choice.path} head in "
+            f"{self.choice.precision}, Triton kernels: {self.choice.kernels or 'none'}"
+            + f"; {self.choice.lines()}"
+            * bool(self.choice.reasons)
+        )
