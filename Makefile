@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: env demo test lint types check docs wheel clean
+.PHONY: env demo sweep-demo test kernels-old-triton lint types check docs wheel clean
 
 env: $(VENV)/.installed
 
@@ -19,9 +19,21 @@ $(VENV)/.installed: pyproject.toml
 demo: env
 	env -u OMP_NUM_THREADS $(BIN)/msq demo
 
+# The demo world's Table 3: 60 heads, killed with -9 and resumed, again through dask.
+sweep-demo: env
+	$(BIN)/python benchmarks/sweep_demo.py --work sweep-demo --write
+
 test: env
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
+
+# The kernels compiled by the oldest Triton that they are held to, beside the newest in `test`.
+OLD_TRITON := $(VENV)/triton-3.6.0
+$(OLD_TRITON): | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.6.0
+
+kernels-old-triton: $(OLD_TRITON)
+	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m pytest tests/test_kernel_compile.py
 
 lint: env
 	$(BIN)/ruff check .

@@ -51,6 +51,14 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Kernels(StrEnum):
+    """By what an operation that has a Triton kernel is computed."""
+
+    auto = "auto"
+    triton = "triton"
+    reference = "reference"
+
+
 class ClipOutput(StrEnum):
     """Which of CLIP's outputs are stored."""
 
@@ -123,3 +131,12 @@ class GlobalToken(StrEnum):
 
     mean = "mean"
     none = "none"
+
+
+class TableFormat(StrEnum):
+    """How a table is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"

@@ -14,6 +14,7 @@ from msq.choices import (
     Classifier,
     ClipOutput,
     Ensemble,
+    Kernels,
     OnDegraded,
     Policy,
     Pooling,
@@ -35,7 +36,8 @@ from msq.cli_options import (
     Overrides,
     Quiet,
 )
-from msq.cli_store import store_app
+from msq.cli_store_copy import store_app  # and with it those of cli_store
+from msq.cli_sweeps import add_sweep_commands
 from msq.errors import MsqError, UsageError
 
 app = typer.Typer(
@@ -173,10 +175,27 @@ def extract(
         Resize, typer.Option(help="torch is fast with PIL parity, pil is exact.")
     ] = Resize.torch,
     precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = Precision.fp32,
+    kernels: Annotated[
+        Kernels, typer.Option(help="TimeSformer's attention over time: torch's, or msq's kernel.")
+    ] = Kernels.auto,
     store_dtype: Annotated[
         StoreType, typer.Option(help="Number type in the store.")
     ] = StoreType.float16,
     device: Device = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(help="A worker on each: N, auto (all GPUs), cuda:0,cuda:1 or cpu:N."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="dask (workers here, see --devices) or the tcp://… of a dask scheduler; shards "
+            "are handed out by dask.distributed."
+        ),
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Help other processes that make the same store.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Clips per encoder call.", min=1)] = 8,
     shard: Annotated[int, typer.Option(help="Clips per shard.", min=1)] = 64,
@@ -204,6 +223,7 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Stage one: run the encoders over the videos once and write a feature store. Resumes."""
+    from msq.extract.cluster import leads
     from msq.extract.datasets.options import parse_options
     from msq.extract.request import ExtractRequest
     from msq.report import stage_one
@@ -235,6 +255,7 @@ def extract(
         **given,
         resize=resize.value,
         precision=precision.value,
+        kernels=kernels.value,
         store_dtype=store_dtype.value,
         device=device,
         shard=shard,
@@ -244,13 +265,18 @@ def extract(
         on_degraded=on_degraded.value,
         views=views,
         test_views=test_views,
+        devices=devices,
+        scheduler=scheduler,
+        join=join,
     )
     if dry_run:
         stage_one.show_dry_run(request, json=json)
         return
-    result = stage_one.run(request, quiet=quiet)
-    stage_one.show(result, json=json)
-    raise typer.Exit(stage_one.exit_code(result))
+    speaks = leads()
+    result = stage_one.run(request, quiet=quiet or not speaks)
+    if speaks:  # the first of the workers that torchrun or Slurm started
+        stage_one.show(result, json=json)
+        raise typer.Exit(stage_one.exit_code(result))
 
 
 @app.command("train-head", epilog="Example: msq train-head clips.zarr --out runs/a optim.lr=3e-4")
@@ -395,50 +421,7 @@ def predict(
     raise typer.Exit(stage_two.prediction_exit_code(result))
 
 
-@app.command("zero-shot", epilog="Example: msq zero-shot clips.zarr --seen 50,75 --splits 10")
-def zero_shot(
-    store: Annotated[Path, typer.Argument(help="Feature store.")],
-    overrides: Overrides = None,
-    seen: Annotated[str, typer.Option(help="Shares of seen classes, percent.")] = "50,75",
-    splits: Annotated[int, typer.Option(help="Random class splits for each share.", min=1)] = 10,
-    split_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with train/split_I.list and test/split_I.list, to use instead."),
-    ] = None,
-    class_order: Annotated[
-        bool, typer.Option("--class-order", help="The first classes are seen, as the authors do.")
-    ] = False,
-    queries: Annotated[str, typer.Option(help="vanilla, text, multimodal or all.")] = "all",
-    classifier: Annotated[
-        Classifier | None,
-        typer.Option(help="shared or text; by default shared for vanilla queries, else text."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="train.seed: start and order.")] = None,
-    config: Config = None,
-    device: Device = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train on some classes, score on classes never trained; mean ± std over class splits."""
-    from msq.report import stage_two
-
-    options = {"train.epochs": epochs, "train.seed": seed}
-    settings = stage_two.settings(config, overrides, options)
-    kind = None if classifier is None else classifier.value
-    result = stage_two.zero_shot(
-        store,
-        settings,
-        seen,
-        splits,
-        queries,
-        kind,
-        split_dir=split_dir,
-        class_order=class_order,
-        device=device,
-        quiet=quiet,
-    )
-    stage_two.show_zero_shot(result, json=json)
+add_sweep_commands(app)
 
 
 @encoders_app.command("list", epilog="Example: msq encoders list")
@@ -483,6 +466,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except MsqError as error:
         sys.stderr.write(f"msq: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("msq: interrupted; what was finished is kept, run again to go on\n")
-        sys.exit(130)
+    except SystemExit as end:  # typer makes this of a KeyboardInterrupt
+        if end.code == 130:
+            sys.stderr.write("msq: interrupted; what was finished is kept, run again to go on\n")
+        raise

@@ -53,6 +53,21 @@ def bench_store(
     raise typer.Exit(benchmarks.show(found, json=json))
 
 
+@bench_app.command("extract", epilog="Example: msq bench extract --case pipeline")
+def bench_extract(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time stage one beside its parts alone (exit code 4 where the features differ)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run("extract", quick=quick, rounds=rounds, only=case, quiet=quiet)
+    raise typer.Exit(benchmarks.show(found, json=json))
+
+
 @bench_app.command("decode", epilog="Example: msq bench decode --rounds 5")
 def bench_decode(
     quick: Quick = False,

@@ -8,32 +8,81 @@ from typing import Annotated, Any
 import typer
 
 from msq.choices import FeatureKind, GlobalToken, Policy, StoreType, Task
-from msq.cli_options import Json, Options, Quiet
+from msq.cli_options import Device, Json, Options, Quiet
 
 store_app = typer.Typer(help="Look at a feature store, or add to it.", no_args_is_help=True)
 
 
+StorePath = Annotated[str, typer.Argument(help="Feature store: a folder, a zip file or a URL.")]
+
+
 @store_app.command(epilog="Example: msq store inspect clips.zarr")
-def inspect(
-    store: Annotated[Path, typer.Argument(help="Feature store.")],
-    json: Json = False,
-) -> None:
-    """Say what a store holds, how it was made and how complete it is."""
-    from msq.report import stage_one
+def inspect(store: StorePath, json: Json = False) -> None:
+    """Say what a store is, how it was made, how complete and how large it is, what failed."""
+    from msq.report import store_life
 
-    stage_one.show_store(store, json=json)
+    store_life.show_store(store, json=json)
 
 
-@store_app.command(epilog="Example: msq store verify clips.zarr")
+@store_app.command(epilog="Example: msq store verify clips.zarr --sample 20 --manifest clips.csv")
 def verify(
-    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    store: StorePath,
+    sample: Annotated[
+        int, typer.Option(help="Extract so many rows again and compare; needs the videos.", min=0)
+    ] = 0,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL manifest, or a folder per class.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset's name (with --root).")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    option: Options = None,
+    classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
+    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
+    limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="The --batch of the extraction.", min=1)] = 8,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ENCODER=PLACE", help="Where weights are that moved."),
+    ] = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read everything and compare: checksums, files, status, values (exit code 4 if wrong)."""
+    from msq.extract.datasets.options import parse_options
+    from msq.extract.request import ExtractRequest
+    from msq.report import store_life
+
+    request = None
+    if sample:
+        request = ExtractRequest(
+            manifest=manifest,
+            dataset=dataset,
+            root=root,
+            options=parse_options(option or ()),
+            classes=classes,
+            task=task.value,
+            limit=limit,
+            batch=batch,
+            device=device,
+        )
+    moved = parse_options(weights or ())
+    found = store_life.verify(store, sample, request, moved, quiet=quiet)
+    store_life.show_verification(store, found, json=json)
+    if not found.ok:
+        raise typer.Exit(4)
+
+
+@store_app.command(epilog="Example: msq store repair clips.zarr --dry-run")
+def repair(
+    store: StorePath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, and touch nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Read every row that is recorded as done; checksums must agree (exit code 4 if not)."""
-    from msq.report import stage_one
+    """Mark bad shards so that the next msq extract makes just these again."""
+    from msq.report import store_life
 
-    if not stage_one.verify_store(store, json=json):
-        raise typer.Exit(4)
+    raise typer.Exit(store_life.repair(store, dry_run=dry_run, json=json))
 
 
 @store_app.command(

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,7 +67,7 @@ def test_the_head_cases_are_those_that_are_promised() -> None:
 
 
 def test_unknown_kinds_and_cases_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="expected head, store, decode, found 'disk'"):
+    with pytest.raises(UsageError, match="expected head, store, decode, extract, found 'disk'"):
         registry("disk", Settings())
     with pytest.raises(UsageError, match=r"no case contains 'GOP 7'.*decode GOP 30"):
         registry("decode", Settings(only="GOP 7"))
@@ -236,6 +238,32 @@ def test_wrong_frames_are_not_timed(
     assert "CPU ms" not in out
 
 
+def test_libraries_that_cannot_be_compared_are_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from msq.bench import decode_libraries as libraries
+
+    def shifted(path: Any) -> Any:
+        frames = libraries.every_frame(path)
+        return np.concatenate([frames[1:], frames[-1:]])
+
+    def missing() -> Any:
+        raise ImportError("No module named 'elsewhere'")
+
+    known = {"msq", "PyAV sequential"}
+    kept = {name: load for name, load in libraries.LIBRARIES.items() if name in known}
+    others = {"late": lambda: (shifted, libraries.by_torch), "elsewhere": missing}
+    monkeypatch.setattr(libraries, "LIBRARIES", {**kept, **others})
+    command = ["bench", "decode", "--quick", "--rounds", "1", "--case", "240p g12", "-q", "--json"]
+    code, out = run(command, capsys)
+    (one,) = json.loads(out)["cases"]
+    assert code == 0
+    assert one["sides"].keys() == known
+    assert one["ratios"].keys() == {"PyAV sequential / msq"}
+    assert one["left_out"]["elsewhere"] == "ImportError: No module named 'elsewhere'"
+    assert "frames are others than asked for" in one["left_out"]["late"]
+
+
 def test_a_gpu_that_is_not_there_is_asked_for_in_vain(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "head", "--device", "cuda:1" if torch.cuda.is_available() else "cuda"],
                capsys)[0] == 2  # fmt: skip
@@ -288,7 +316,7 @@ def gpu_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
-    parts = [word for number in "123" for word in ("--part", number)]
+    parts = [word for number in "1234" for word in ("--part", number)]
     done = gpu_script("--dry-run", "--smoke", "--seconds", "1000", *parts, "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "all green" in done.stdout
@@ -303,7 +331,8 @@ def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     names = {one["name"] for one in results}
     assert {"machine", "ceilings", "matrix products", "triton product", "mask bits",
             "cross-attention", "loss curve", "inference B=1", "inference B=256",
-            "kernel self_attention", "kernel drop_add_norm"} <= names  # fmt: skip
+            "kernel self_attention", "kernel drop_add_norm",
+            "encoder TimeSformer-B", "encoder ViT-B/16", "end to end"} <= names  # fmt: skip
     assert "| goal | target | reached | met |" in done.stdout
 
 

@@ -118,9 +118,9 @@ def test_train_head_and_eval_print_the_promised_keys_and_agree(small, capsys):
         assert (small.run / name).is_file(), name
 
 
-def test_zero_shot_prints_one_object_for_each_share_and_query_mode(small, capsys):
+def test_zero_shot_prints_one_object_for_each_share_and_query_mode(small, capsys, tmp_path):
     code = run("zero-shot", small.store, "--seen", "50,75", "--splits", 2, "--epochs", 1, "--json",
-               *SMALL_HEAD)  # fmt: skip
+               "--out", tmp_path / "sweep", *SMALL_HEAD)  # fmt: skip
     assert code == 0
     results = json.loads(capsys.readouterr().out)
     assert [(r["seen"], r["queries"]) for r in results] == [

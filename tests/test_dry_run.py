@@ -13,6 +13,7 @@ import pytest
 
 from msq.cli import main
 from msq.errors import SpecMismatch, StoreError, UsageError
+from msq.extract.decode_pool import cores
 from msq.extract.plan_run import dry_run
 from msq.extract.request import ExtractRequest
 from msq.report.stage_one import size
@@ -104,6 +105,57 @@ def test_the_plan_names_what_the_run_will_use(request_: ExtractRequest) -> None:
     assert plan["enough"] is True
 
 
+def test_the_time_is_measured_on_a_few_clips(request_: ExtractRequest) -> None:
+    found = dry_run(request_)["expected"]
+    assert (found["clips"], found["sampled"], found["workers"]) == (7, 4, 0)
+    each = found["encode_seconds"]
+    assert {*each} == {"fake-video", "fake-image"}
+    assert min(found["decode_seconds"], *each.values()) > 0
+    # Without decode processes decoding and encoding take turns.
+    assert found["seconds"] == pytest.approx(7 * (found["decode_seconds"] + sum(each.values())))
+    found = dry_run(replace(request_, workers=2, views=2))["expected"]
+    each, decoding = found["encode_seconds"], found["decode_seconds"]
+    assert found["seconds"] == pytest.approx(
+        7 * (decoding / min(2, cores()) + 3 * sum(each.values()))
+    )
+    assert request_.out is not None
+    request_.run()
+    done = dry_run(request_)["expected"]
+    assert (done["seconds"], done["clips"], done["sampled"]) == (0.0, 0, 0)
+    (request_.out / "status/fake-image/c/2/0").unlink()  # a shard of one clip, one encoder
+    left = dry_run(request_)["expected"]
+    assert (left["clips"], left["sampled"]) == (1, 1)
+    assert left["encode_seconds"]["fake-video"] is None
+
+
+def test_clips_that_cannot_be_timed_are_no_error(request_: ExtractRequest) -> None:
+    assert request_.manifest is not None
+    for row in range(7):
+        (request_.manifest.parent / f"{row}.mp4").write_bytes(b"no video")
+    found = dry_run(request_)["expected"]
+    assert found["seconds"] is None
+    assert "can be decoded" in found["reason"]
+
+
+def test_a_store_that_cannot_fit_is_not_begun(
+    request_: ExtractRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert request_.manifest is not None
+    assert request_.out is not None
+    (request_.manifest.parent / "6.mp4").unlink()  # takes no room
+    row = (5 * 6 * 2 + 4) + (6 * 2 + 4)
+    usage = SimpleNamespace(free=3 * 6 * row - 1)
+    monkeypatch.setattr("msq.extract.plan_run.shutil.disk_usage", lambda _: usage)
+    asked = replace(request_, views=2)
+    with pytest.raises(StoreError, match=r"expected room for .* found .* free.*--limit"):
+        asked.run()
+    assert not request_.out.exists()
+    usage.free += 1
+    assert asked.run().done == 6
+    usage.free = 0
+    assert asked.run().done == 6  # what is there is there
+
+
 def test_a_store_half_done_shows_what_is_left(request_: ExtractRequest) -> None:
     assert request_.out is not None
     assert request_.manifest is not None
@@ -186,6 +238,7 @@ def test_the_command_prints_one_document_or_a_table(
     assert "7 clips (4 train, 2 test, 1 val), 3 classes" in " ".join(shown.out.split())
     assert fakes.SPEC.line(plan["dataset"]) in shown.out
     assert f"store: {size(plan['bytes']['total'])} when finished" in shown.out
+    assert "time: about" in shown.out
     assert "does not know zorilla" in shown.err
     assert files(tmp_path) == before
 

@@ -21,6 +21,7 @@ from msq.head.checkpoint import load_model, load_state, save_state
 from msq.head.evaluate import score
 from msq.head.features import Features
 from msq.head.flat import FlatParameters
+from msq.head.kernel_choice import HeadShape
 from msq.head.loss import head_loss
 from msq.head.masks import Masks, Part
 from msq.head.model import MSQNet
@@ -365,7 +366,8 @@ def test_both_paths_train_the_same_head_and_each_resumes_to_its_own_bits(tmp_pat
     for path in ("plain", "packed"):
         config = small(f"train.path={path}")
         whole = train_head(toy(), config, tmp_path / path)
-        assert whole.result["step"] == {"path": path, "precision": "fp32", "kernels": ""}
+        step = whole.result["step"]
+        assert (step["path"], step["precision"], step["kernels"]) == (path, "fp32", "")
         lines = (tmp_path / path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses[path] = [json.loads(line)["loss"] for line in lines]
         out = tmp_path / f"{path} in parts"
@@ -397,12 +399,13 @@ def test_auto_is_resolved_once_and_a_resumed_run_keeps_it(
     train_head(toy(), small(), out, stop_after=2)
     stored = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))
     assert stored["train"]["path"] == stored["train"]["precision"] == "auto"
-    assert stored["data"]["step"] == {"path": "packed", "precision": "fp32", "kernels": ""}
+    step = stored["data"]["step"]
+    assert (step["path"], step["precision"], step["kernels"]) == ("packed", "fp32", "")
     assert "packed head in fp32" in (out / "log.txt").read_text(encoding="utf-8")
     assert configuration.load(out / "config.toml") == small()
     monkeypatch.setattr("msq.head.train.choose_step", lambda *_, **__: StepChoice("plain", "bf16"))
     done = train_head(toy(), small(), out)
-    assert done.result["step"] == {"path": "packed", "precision": "fp32", "kernels": ""}
+    assert done.result["step"] == step
     monkeypatch.undo()
     with pytest.raises(SpecMismatch, match=r"train\.path: expected 'auto', found 'plain'"):
         train_head(toy(), small("train.path=plain"), out)
@@ -464,9 +467,9 @@ def test_the_masks_of_a_step_follow_seed_step_and_nothing_else() -> None:
 
 
 def test_kernels_that_cannot_run_are_refused_and_auto_takes_none_here() -> None:
-    sizes = {"keys": 20, "width": 64, "heads": 2}
-    assert choose_step(small().train, "cpu", **sizes).kernels == ""
+    shape = HeadShape(queries=20, tokens=5, width=64, heads=2, ffn=256)
+    assert choose_step(small().train, "cpu", shape).kernels == ""
     with pytest.raises(UsageError, match="no CUDA device"):
-        choose_step(small("train.kernels=triton").train, "cpu", **sizes)
+        choose_step(small("train.kernels=triton").train, "cpu", shape)
     with pytest.raises(UsageError, match="plain head has no kernels"):
-        choose_step(small("train.kernels=triton", "train.path=plain").train, "cpu", **sizes)
+        choose_step(small("train.kernels=triton", "train.path=plain").train, "cpu", shape)

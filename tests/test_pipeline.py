@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from msq.errors import SpecMismatch, StoreError, UsageError, VideoError
-from msq.extract import decode_pool
+from msq.extract import decode_task
 from msq.extract.decode_pool import DecodeTask, Picture, decode, decode_in_order, without_paths
 from msq.extract.pipeline import ExtractResult, extract
 from msq.extract.store import open_store
@@ -110,7 +110,7 @@ def test_each_clip_is_opened_and_decoded_once_for_all_encoders(
 
     av_open = av.open
     monkeypatch.setattr(av, "open", counted)
-    monkeypatch.setattr(decode_pool, "decode_samples", noted)
+    monkeypatch.setattr(decode_task, "decode_samples", noted)
     data = fakes.make_dataset(videos, 5)
     run(data, tmp_path / "a.zarr", image=fakes.FakeEncoder(fakes.image_spec(**changes)))
     assert opened == [f"file:{clip.path}" for clip in data.clips]

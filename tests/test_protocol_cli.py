@@ -109,12 +109,14 @@ def test_zero_shot_takes_published_lists_and_class_order(
         (tmp_path / side).mkdir()
         (tmp_path / side / "split_0.list").write_text("\n".join(names) + "\n", encoding="utf-8")
     given = ("--queries", "text", "--json", "-q", *SMALL_HEAD)
-    assert run("zero-shot", made.paper, "--split-dir", tmp_path, *given) == 0
+    out = ("--out", tmp_path / "lists")
+    assert run("zero-shot", made.paper, "--split-dir", tmp_path, *out, *given) == 0
     (result,) = json.loads(capsys.readouterr().out)
     (done,) = result["runs"]
     assert done["unseen_classes"] == made.classes[:half]
     assert (done["source"], done["seed"], len(done["hash"])) == ("split_0", None, 64)
-    code = run("zero-shot", made.paper, "--class-order", "--seen", "50,75", *given)
+    out = ("--out", tmp_path / "order")
+    code = run("zero-shot", made.paper, "--class-order", "--seen", "50,75", *out, *given)
     assert code == 0
     results = json.loads(capsys.readouterr().out)
     assert [r["runs"][0]["source"] for r in results] == ["class order"] * 2
@@ -128,7 +130,7 @@ def test_zero_shot_takes_published_lists_and_class_order(
 
 
 def test_a_leaking_split_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    from msq.report import stage_two
+    from msq.report.zero_shot import warn_of_leaks
 
     spread = {"mean": 0.5, "std": None, "values": [0.5]}
     leak = {"seen": "CliffDiving", "unseen": "Diving", "share": 1.0, "clips": 217}
@@ -137,7 +139,7 @@ def test_a_leaking_split_is_warned_of(capsys: pytest.CaptureFixture[str]) -> Non
         "generalised_splits": {"seen": spread, "unseen": spread, "harmonic": spread},
         "chance": spread, "runs": [{"source": "split_2", "leaks": [leak]}],
     }  # fmt: skip
-    stage_two.show_zero_shot([result, {**result, "queries": "vanilla"}])
+    warn_of_leaks([result, {**result, "queries": "vanilla"}])
     error = capsys.readouterr().err
     assert error.count("warning: split 50 % seen, split_2 leaks") == 1
     assert "CliffDiving (seen) and Diving (unseen)" in error.replace("\n", " ")

@@ -1,8 +1,9 @@
-"""Plan decode against sequential decode of the same videos.
+"""Plan decode against sequential decode of the same videos, and against other libraries.
 
-Both sides use PyAV with one codec thread and return the same 16 full-size RGB frames. The videos
-(640x480 at 30 frames/s, moving textures with sensor noise, x264 medium crf 23) are made in a
-temporary folder. Processor time is the figure to trust on a shared machine.
+In the first cases both sides use PyAV with one codec thread and return the same 16 full-size RGB
+frames; for the others see `msq.bench.decode_libraries`. The videos (30 frames/s, moving textures
+with sensor noise, x264 medium crf 23) are made in a temporary folder. Processor time
+is the figure to trust on a shared machine.
 """
 
 from __future__ import annotations
@@ -19,16 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msq.bench.cases import Case, Gate, Prepared, Settings, Side
+from msq.bench.decode_libraries import library_case
 from msq.extract.sampling import sample_indices
 from msq.extract.video import decode_clip
 
 FRAMES = 16
 SECONDS = 30
 GOPS = (30, 250)
+# Name, width, height, seconds, frames from keyframe to keyframe: as phones and Charades, and as the
+# copies of Kinetics, UCF101 and HMDB51 that are brought to a short side of 240 or 256.
+LIBRARY_VIDEOS = (
+    ("480p g30", 640, 480, 30, 30),
+    ("480p g250", 640, 480, 30, 250),
+    ("480p g60 no B", 640, 480, 30, 60),
+    ("240p g12", 320, 240, 10, 12),
+    ("240p g250", 320, 240, 10, 250),
+    ("240p short", 320, 240, 3, 250),
+)
 
 
 def cases(settings: Settings) -> Iterable[Case]:
-    """A keyframe every second, and every eight seconds."""
+    """A keyframe every second, and every eight seconds; then all libraries."""
     seconds = 2 if settings.quick else SECONDS
     for gop in GOPS:
         yield Case(
@@ -40,6 +52,21 @@ def cases(settings: Settings) -> Iterable[Case]:
             rounds=15,
             prepare=functools.partial(_prepare, gop),
         )
+    for name, width, height, length, gop in LIBRARY_VIDEOS:
+        made = functools.partial(
+            _made,
+            seconds=1 if settings.quick else length,
+            gop=gop,
+            size=(width, height),
+            bframes=0 if "no B" in name else 3,
+        )
+        yield library_case(f"libraries {name}", f"{width}x{height}, {length} s", made)
+
+
+def _made(folder: Path, seconds: int, gop: int, size: tuple[int, int], bframes: int) -> Path:
+    path = folder / "video.mp4"
+    make_video(path, seconds, gop, size, bframes)
+    return path
 
 
 @contextmanager
@@ -60,19 +87,24 @@ def _prepare(gop: int, settings: Settings) -> Iterator[Prepared]:
         yield Prepared(gate, lambda: sides)
 
 
-def make_video(path: Path, seconds: int, gop: int) -> None:
+def make_video(
+    path: Path, seconds: int, gop: int, size: tuple[int, int] = (640, 480), bframes: int = 3
+) -> None:
     """Two textures that move against each other, with noise."""
+    width, height = size
     rng = np.random.default_rng(gop)
     far = np.kron(rng.integers(40, 216, (40, 50, 3)), np.ones((32, 32, 1)))
     near = np.kron(rng.integers(0, 256, (20, 20, 3)), np.ones((16, 16, 1)))
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "23", "g": str(gop)})
-        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        stream = container.add_stream(
+            "libx264", rate=30, options={"crf": "23", "g": str(gop), "bf": str(bframes)}
+        )
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(30 * seconds):
-            image = np.roll(far, (i // 2, i), (0, 1))[:480, :640].copy()
-            at = 60 + int(50 * np.sin(i / 9))
-            image[at : at + 200, at : at + 200] = np.roll(near, 3 * i, 1)[:200, :200]
-            image += rng.normal(0, 3, (480, 640, 1))
+            image = np.roll(far, (i // 2, i), (0, 1))[:height, :width].copy()
+            at, side = height // 8 + int(height // 10 * np.sin(i / 9)), height * 5 // 12
+            image[at : at + side, at : at + side] = np.roll(near, 3 * i, 1)[:side, :side]
+            image += rng.normal(0, 3, (height, width, 1))
             frame = av.VideoFrame.from_ndarray(np.clip(image, 0, 255).astype(np.uint8), "rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -1,14 +1,16 @@
 """Decoding in worker processes, in order, ahead of the encoders, and not upset by a crash.
 
-A task is one clip: it is opened and decoded once for all encoders of a run, whatever frames each
-wants of it (damaged files excepted, see `decode_samples`), resized to each distinct size, and sent
-back as uint8. Workers die with their parent, also when it is killed.
+Frames come back as uint8, through shared memory where there is some (`frame_arena`). Workers die
+with their parent, also when it is killed, and give way to the encoders: together they keep all
+cores busy, whichever of the two takes longer.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
+import mmap
 import multiprocessing
 import os
 import signal
@@ -19,164 +21,43 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from msq.errors import MsqError, VideoError
-from msq.extract.augment import augment, draw, draw_places
-from msq.extract.sampling import FrameChoice
-from msq.extract.transforms import resize_crop
-from msq.extract.video import decode_samples
-from msq.extract.views import CLEAN, View
+from msq.errors import MsqError
+from msq.extract.decode_task import Decoded, DecodeTask, Picture, decode, without_paths
+from msq.extract.frame_arena import Address, FrameArena, attach, write
 
-if TYPE_CHECKING:  # the encoders' libraries take seconds to import, and workers need none of them
-    from msq.extract.encoders.spec import EncoderSpec
+__all__ = [
+    "DecodeTask",
+    "Decoded",
+    "Picture",
+    "cores",
+    "decode",
+    "decode_in_order",
+    "intra_op_threads",
+    "multiplies_bf16",
+    "without_paths",
+]
 
 LOOK_AHEAD_BYTES = 256 * 2**20
+NICENESS = 10  # of decode workers
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What one encoder wants of a clip: T frames, chosen by `sampling`, square of `size`.
-
-    `short_side` is that of the frames before the crop, 0 for `size`; `view` is which look at the
-    clip it is. What an augmented view shows depends on the clip's id, too.
-    """
-
-    frames: int
-    sampling: str
-    size: int
-    resize: str
-    short_side: int = 0
-    view: View = CLEAN
-
-    @classmethod
-    def of(cls, spec: EncoderSpec, view: View = CLEAN) -> Picture:
-        """The wish of one encoder for one view."""
-        return cls(spec.frames, spec.sampling, spec.size, spec.resize, spec.short_side, view)
-
-    def choice(self, clip: str) -> FrameChoice:
-        """Which frames it takes of the clip with this id."""
-        view = self.view
-        places = draw_places(view.seed, clip, self.frames) if view.kind == "augmented" else ()
-        return FrameChoice(self.frames, self.sampling, view.clip, view.clips, places)
-
-    def pixels(self, frames: NDArray[np.uint8], clip: str) -> NDArray[np.uint8]:
-        """Uint8 `[T, 3, size, size]` of the chosen frames `[T, H, W, 3]`."""
-        if self.view.kind == "augmented":
-            return augment(frames, draw(self.view.seed, clip), self.size, self.resize).numpy()
-        return resize_crop(
-            frames,
-            self.size,
-            self.resize,
-            short_side=self.short_side,
-            crop=self.view.crop,
-            crops=self.view.crops,
-        ).numpy()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the uint8 frames `[T, 3, size, size]`."""
-        return self.frames * 3 * self.size**2
-
-
-@dataclass(frozen=True)
-class DecodeTask:
-    """One clip to decode: its row and what is wanted of it; `fps` is that of a frame folder.
-
-    `id` is the clip's, which augmented views are drawn from; `keep` are open intervals in seconds:
-    where there are any, only their frames may be shown.
-    """
-
-    row: int
-    path: Path
-    start: float | None
-    end: float | None
-    pictures: tuple[Picture, ...]
-    fps: float | None = None
-    id: str = ""
-    keep: tuple[tuple[float, float], ...] = ()
-
-
 @dataclass
-class Decoded:
-    """What came of a task.
+class _Waiting:
+    """A task under way, and the place in shared memory for its frames.
 
-    Attributes:
-        row: the task's row.
-        frames: per picture uint8 `[T, 3, size, size]`; empty where decoding failed.
-        times: per picture float32 `[T]`, seconds.
-        degraded: per picture what was wrong with a video that still gave frames, None for a clean
-            one. It is the same whatever other pictures the task asks for, so that a store does
-            not depend on which encoders ran together.
-        reason: why there are no frames; None where there are.
-        message: the decoder's own words.
-        decoded: frames that were sampled; encoders that agree share them.
-        seconds: time spent decoding and resizing.
+    One whose future is None was under way when a worker died; it is tried again alone.
     """
 
-    row: int
-    frames: list[NDArray[np.uint8]] = field(default_factory=list)
-    times: list[NDArray[np.float32]] = field(default_factory=list)
-    degraded: list[str | None] = field(default_factory=list)
-    reason: str | None = None
-    message: str = ""
-    decoded: int = 0
-    seconds: float = 0.0
-
-
-def decode(task: DecodeTask) -> Decoded:
-    """Decode and resize one clip; a video that cannot be decoded is a result, not an error."""
-    started = time.perf_counter()
-    result = Decoded(task.row)
-    choices = [picture.choice(task.id) for picture in task.pictures]
-    wanted = tuple(dict.fromkeys(choices))
-    try:
-        samples = decode_samples(
-            task.path, wanted, start=task.start, end=task.end, fps=task.fps, keep=task.keep
-        )
-        clips = dict(zip(wanted, samples, strict=True))
-        for picture, choice in zip(task.pictures, choices, strict=True):
-            clip = clips[choice]
-            result.frames.append(picture.pixels(clip.frames, task.id))
-            result.times.append(clip.times)
-            degraded = clip.degraded
-            result.degraded.append(degraded and without_paths(degraded, task.path))
-        result.decoded = sum(choice.frames for choice in wanted)
-    except (VideoError, OSError, MemoryError) as error:
-        result.frames, result.times, result.degraded = [], [], []
-        result.reason = without_paths(str(getattr(error, "reason", "") or error), task.path)
-        result.message = without_paths(_own_words(error), task.path)
-    result.seconds = time.perf_counter() - started
-    return result
-
-
-def without_paths(text: str, path: Path) -> str:
-    """`text` without where the clip lies on this machine, which is no part of a store."""
-    text = text.removeprefix(f"{path}: ")
-    places = sorted({str(path), str(path.absolute()), os.path.realpath(path)}, key=len)
-    for place in reversed(places):
-        folder = os.path.dirname(place)
-        for spelled in (place, repr(place)[1:-1]):
-            text = text.replace(spelled, path.name)
-        if len(folder) > 1:
-            text = text.replace(folder + os.sep, "")
-    return text
-
-
-def _own_words(error: BaseException) -> str:
-    words = getattr(error, "message", None)
-    if isinstance(words, str):
-        return words
-    return str(error.__cause__) if error.__cause__ is not None else ""
+    task: DecodeTask
+    place: int | None
+    future: Future[Decoded] | None
 
 
 def decode_in_order(
@@ -184,11 +65,16 @@ def decode_in_order(
 ) -> Generator[Decoded, None, None]:
     """Results in the order of the tasks, decoded ahead of the caller by `workers` processes.
 
+    The frames of a result may be used until its `release` is called.
+
     Args:
         tasks: clips in row order.
         workers: processes; 0 decodes in this one, when asked for the next result.
         look_ahead: bytes of finished frames that may wait for the caller, roughly; there are
             always enough tasks under way to keep every worker busy.
+
+    A source that has nothing now may have more later, as `ShardQueue` does: it is asked again
+    before each result, and the end is when nothing is under way and it has no more.
 
     Raises:
         MsqError: worker processes cannot be started at all.
@@ -196,44 +82,66 @@ def decode_in_order(
     if workers == 0:
         yield from map(decode, tasks)
         return
-    with _Pool(workers) as pool:
-        source = iter(tasks)
-        # A task whose future is None was under way when a worker died; it is tried again alone.
-        waiting: deque[tuple[DecodeTask, Future[Decoded] | None]] = deque()
+    source = iter(tasks)
+    first = next(source, None)
+    if first is None:
+        return
+    # What waits, what is under way, and what the caller holds and has not released.
+    arena = FrameArena(2 * look_ahead + (workers + 2) * first.bytes)
+    with closing(arena), _Pool(workers, arena.address) as pool:
+
+        def start(task: DecodeTask) -> _Waiting:
+            place = arena.take(task.bytes)
+            return _Waiting(task, place, pool.submit(task, place))
+
+        waiting = deque([start(first)])
         while True:
-            if all(future is not None for _, future in waiting):
+            if all(entry.future is not None for entry in waiting):
                 for task in _fitting(source, waiting, workers, look_ahead):
-                    waiting.append((task, pool.submit(task)))
+                    waiting.append(start(task))
             if not waiting:
                 return
-            task, future = waiting.popleft()
-            if future is None:
-                yield pool.run_alone(task)
-                continue
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                pool.restart()
-                waiting = deque((t, f if f is not None and _whole(f) else None) for t, f in waiting)
-                result = pool.run_alone(task)
-            yield result
+            entry = waiting.popleft()
+            if entry.future is None:
+                result = pool.run_alone(entry.task, entry.place)
+            else:
+                try:
+                    result = entry.future.result()
+                except BrokenProcessPool:
+                    pool.restart()
+                    for other in waiting:
+                        if other.future is not None and not _whole(other.future):
+                            other.future = None
+                    result = pool.run_alone(entry.task, entry.place)
+            yield _found(result, entry, arena)
+
+
+def _found(result: Decoded, entry: _Waiting, arena: FrameArena) -> Decoded:
+    """The result with its frames, which a worker may have left in shared memory."""
+    place = entry.place
+    if place is not None and result.shared:
+        result.frames = arena.read(place, [picture.shape for picture in entry.task.pictures])
+        result.free = functools.partial(arena.give, place)
+    elif place is not None:
+        arena.give(place)
+    return result
 
 
 def _fitting(
     source: Iterator[DecodeTask],
-    waiting: deque[tuple[DecodeTask, Future[Decoded] | None]],
+    waiting: deque[_Waiting],
     workers: int,
     look_ahead: int,
 ) -> Iterator[DecodeTask]:
     """The next tasks that may be started, given what is under way."""
-    held = sum(picture.bytes for task, _ in waiting for picture in task.pictures)
+    held = sum(entry.task.bytes for entry in waiting)
     for count in itertools.count(len(waiting)):
         if count > workers and held >= look_ahead:
             return
         task = next(source, None)
         if task is None:
             return
-        held += sum(picture.bytes for picture in task.pictures)
+        held += task.bytes
         yield task
 
 
@@ -244,8 +152,9 @@ def _whole(future: Future[Decoded]) -> bool:
 class _Pool:
     """Worker processes that can be started afresh after one of them died."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, memory: Address | None = None) -> None:
         self._workers = workers
+        self._memory = memory
         methods = multiprocessing.get_all_start_methods()
         # A fork server imports torch once for all workers; fork itself would copy the lock states
         # of this process's threads.
@@ -262,9 +171,9 @@ class _Pool:
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, task: DecodeTask) -> Future[Decoded]:
+    def submit(self, task: DecodeTask, place: int | None = None) -> Future[Decoded]:
         try:
-            return self._executor.submit(decode, task)
+            return self._executor.submit(_decode_there, task, place)
         except BrokenProcessPool as error:  # known before this task could start
             failed: Future[Decoded] = Future()
             failed.set_exception(error)
@@ -274,10 +183,10 @@ class _Pool:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._executor = self._start()
 
-    def run_alone(self, task: DecodeTask) -> Decoded:
+    def run_alone(self, task: DecodeTask, place: int | None = None) -> Decoded:
         """Run a task while nothing else runs, so that a crash is known to be its own."""
         try:
-            return self.submit(task).result()
+            return self.submit(task, place).result()
         except BrokenProcessPool:
             self.restart()
             reason = "the decoder process died on this clip, twice (crash or out of memory)"
@@ -285,7 +194,10 @@ class _Pool:
 
     def _start(self) -> ProcessPoolExecutor:
         executor = ProcessPoolExecutor(
-            self._workers, mp_context=self._context, initializer=_prepare_worker
+            self._workers,
+            mp_context=self._context,
+            initializer=_prepare_worker,
+            initargs=(self._memory,),
         )
         try:
             executor.submit(os.getpid).result()
@@ -298,14 +210,34 @@ class _Pool:
         return executor
 
 
-def _prepare_worker() -> None:
+_memory: mmap.mmap | None = None  # of a worker: the parent's arena
+
+
+def _prepare_worker(memory: Address | None) -> None:
+    global _memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     torch.set_num_threads(1)
-    _die_with_parent()
+    os.nice(NICENESS)
+    _memory = None if memory is None else attach(memory)
+    die_with_parent()
 
 
-def _die_with_parent() -> None:
-    """End this worker when the process that wanted its frames is gone, even by kill -9."""
+def _decode_there(task: DecodeTask, place: int | None) -> Decoded:
+    """In a worker: decode, and leave the frames at a place in shared memory where there is one."""
+    started = time.perf_counter(), time.process_time()
+    result = decode(task)
+    shapes = [picture.shape for picture in task.pictures]
+    fits = [array.shape for array in result.frames] == shapes
+    if _memory is not None and place is not None and fits:
+        write(_memory, place, result.frames)
+        result.frames, result.shared = [], True
+    result.seconds = time.perf_counter() - started[0]
+    result.cpu = time.process_time() - started[1]
+    return result
+
+
+def die_with_parent() -> None:
+    """End this process when the one that started it is gone, even by kill -9."""
     if sys.platform == "linux":
         # Under a fork server the parent is that server, which ends with the main process.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -328,6 +260,14 @@ def intra_op_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def multiplies_bf16() -> bool | None:
+    """Whether this processor has products of bfloat16 numbers; None where torch cannot tell."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    found = {} if tell is None else tell()
+    known = [found[name] for name in ("avx512_bf16", "amx_bf16") if name in found]
+    return any(known) if known else None
 
 
 def cores() -> int:

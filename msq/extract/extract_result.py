@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ class ExtractResult:
         seconds: duration of this run.
         clips_per_second: rows made in this run per second.
         stages: frames per second of `decode`, of `encode` by encoder, of `write` (None where a
-            stage had nothing to do), and `bottleneck`, the stage that took longest.
+            stage had nothing to do), and `bottleneck`, the stage that took longest;
+            `cpu_seconds` of processor time in all processes, `busy_seconds` of each stage.
         failures: the failed rows: `row, clip, status, reason, message, encoders`, and `views`
             where it is not the clean view alone.
         degraded: likewise, rows that decoded only in part and were kept.
@@ -30,6 +32,10 @@ class ExtractResult:
         unknown_words: class -> words that the text encoder does not know.
         warnings: what else the user should know, one line each.
         views: what was asked of each clip; `clean` first.
+        smaller_batches: shard -> clips of one forward pass, where memory was too short for the
+            batch that was asked for.
+        shares: of each other worker that helped: `host, pid, clips, failed, seconds,
+            clips_per_second, stages, warnings`; their clips and rates are part of those above.
     """
 
     store: str
@@ -48,6 +54,8 @@ class ExtractResult:
     left_out: int = 0
     left_out_items: list[dict[str, str]] = field(default_factory=list)
     views: list[str] = field(default_factory=lambda: ["clean"])
+    smaller_batches: dict[str, int] = field(default_factory=dict)
+    shares: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
@@ -56,16 +64,34 @@ class ExtractResult:
 
 @dataclass
 class Stages:
-    """Frames and seconds of each stage."""
+    """Frames and seconds of each stage.
+
+    Attributes:
+        workers: decode processes.
+        frames: stage -> frames it has done.
+        seconds: stage -> how long it was busy; those of all decode processes added up.
+        worker_cpu: seconds of processor time of the decode processes.
+    """
 
     workers: int
     frames: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    worker_cpu: float = 0.0
 
-    def add(self, stage: str, frames: int, seconds: float) -> None:
+    def __post_init__(self) -> None:
+        """The processor time of this process counts from here on."""
+        self._cpu = time.process_time()
+
+    def add(self, stage: str, frames: int, seconds: float, worker_cpu: float = 0.0) -> None:
         """Count frames that a stage has done, and the time it took."""
         self.frames[stage] = self.frames.get(stage, 0) + frames
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.worker_cpu += worker_cpu
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time of this process and its decode processes so far."""
+        return time.process_time() - self._cpu + self.worker_cpu
 
     def rate(self, stage: str) -> float | None:
         """Frames per second of a stage; None where it had nothing to do."""
@@ -86,6 +112,8 @@ class Stages:
             "encode": {slug: rates.get(f"encode {slug}") for slug in encoders},
             "write": rates.get("write"),
             "bottleneck": rates["bottleneck"],
+            "cpu_seconds": self.cpu,
+            "busy_seconds": {stage: self._wall(stage) for stage in self.seconds},
         }
 
     def _wall(self, stage: str) -> float:

@@ -26,6 +26,7 @@ from msq.extract.feature_files import FeatureSource, open_features
 from msq.extract.feature_layout import Rate, parse_layout
 from msq.extract.feature_rows import FeatureRows
 from msq.extract.feature_survey import Survey, survey
+from msq.extract.location import locate
 from msq.extract.store import open_store
 from msq.extract.store_writer import StoreWriter
 
@@ -107,6 +108,7 @@ def import_features(
         UsageError: an option that cannot be.
     """
     started = time.perf_counter()
+    out = locate(out)
     rate = _rate(seconds_per_feature, feature_offset)
     letters = parse_layout(layout)
     if tokens is not None and (kind == "image" or "N" in letters or tokens < 1):

@@ -1,4 +1,7 @@
-"""What a run of stage one would do, found out without writing anything: `msq extract --dry-run`."""
+"""What a run of stage one would do, found out without writing anything: `msq extract --dry-run`.
+
+`require_space` is what a real run asks before it begins a store.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ import numpy as np
 from msq.errors import StoreError, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.atomic import TEMPORARY_SUFFIX
+from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders import TextEncoder
 from msq.extract.encoders.prompts import Prompt, described, parse_prompts
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.expected_time import expected_time
+from msq.extract.location import is_local, locate
 from msq.extract.request import ExtractRequest, slug
 from msq.extract.shard import CRC_BYTES
 from msq.extract.store_writer import StoreWriter
@@ -25,7 +31,7 @@ _INDEX_ENTRY = 16  # per row of a shard: offset and length, uint64 each
 
 
 def dry_run(request: ExtractRequest) -> dict[str, Any]:
-    """Read the annotations, load the encoders, look at the store; decode and write nothing.
+    """Read the annotations, load the encoders, look at the store, time a few clips; write nothing.
 
     What the run itself would refuse (an unknown dataset, weights that do not fit, a store of
     another making, …) is refused here with the same error. A store that another process is
@@ -43,7 +49,8 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
         `other` is metadata, clips, labels and text; failed clips take none of theirs; `pending`
         is what this run would write), `shards{total, done, pending}` (done: for every encoder),
         `failed` (clips that earlier runs recorded as failed), `free_bytes` where the store lies or
-        would lie, `enough` (free for what is pending).
+        would lie, `enough` (free for what is pending); both None for a store behind a URL;
+        `expected` (time of what is pending, see `expected_time`).
 
     Raises:
         MsqError: as `ExtractRequest.run` before its first clip.
@@ -53,7 +60,7 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     specs = {e.spec.slug: e.spec for e in (video, image) if e is not None}
     if video is not None and image is not None and len(specs) == 1:
         raise UsageError(f"the video and the image encoder are both named {video.spec.slug!r}")
-    out = request.out or Path(f"{slug(data.name)}.zarr")
+    out = locate(request.out or Path(f"{slug(data.name)}.zarr"))
     look = _Look(out, data, store_dtype=request.store_dtype, shard=request.shard)
     for spec in specs.values():
         look.add_encoder(spec, views)
@@ -65,6 +72,13 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     pending = sum(sizes[name].of([shard for shard, _ in todo[name]]) for name in specs)
     pending += look.absent_bytes
     free = _free_bytes(out)
+    expected = expected_time(
+        look,
+        {e.spec.slug: e for e in (video, image) if e is not None},
+        [(shard, (name, view)) for name in specs for shard, view in todo[name]],
+        batch=request.batch,
+        workers=request.workers,
+    )
     total = {part: sum(s.whole[part] for s in sizes.values()) for part in _Sizes.PARTS}
     return {
         "store": str(out),
@@ -104,8 +118,48 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
         "shards": _shards(look.shards, look.shards - len(unfinished)),
         "failed": _failed(look),
         "free_bytes": free,
-        "enough": free >= pending,
+        "enough": None if free is None else free >= pending,
+        "expected": expected,
     }
+
+
+def require_space(
+    data: Dataset,
+    out: Path,
+    specs: Sequence[EncoderSpec],
+    *,
+    views: int,
+    store_dtype: schema.StoreDtype,
+) -> None:
+    """Refuse to begin a store that cannot fit on its disk, before any clip is decoded.
+
+    Only the features are counted, of clips that have a file: the least that is written if all of
+    them can be decoded. A store that is already there, or behind a URL, is not looked at.
+
+    Args:
+        data: its clips.
+        out: the store.
+        specs: of the encoders.
+        views: of each clip.
+        store_dtype: of the features.
+
+    Raises:
+        StoreError: less space is free than the features take.
+    """
+    if not is_local(out) or out.exists():
+        return
+    arrays = [schema.feature_arrays(spec, store_dtype)[0] for spec in specs]
+    row = views * sum(array.row_bytes + CRC_BYTES for array in arrays)
+    free = _free_bytes(out)
+    if free is None or free >= row * len(data.clips):
+        return  # seen without asking for each file
+    needed = row * sum(clip.path.exists() for clip in data.clips)
+    if free < needed:
+        raise StoreError(
+            f"{out}: expected room for {needed / 1e9:.1f} GB of features ({row / 1e6:.3g} MB a "
+            f"clip), found {free / 1e9:.1f} GB free; free some, choose another disk, fewer clips "
+            "(--limit) or another --pooling (--dry-run says what each takes). Nothing was written"
+        )
 
 
 class _Look(StoreWriter):
@@ -223,8 +277,10 @@ def _counts(names: list[str]) -> dict[str, int]:
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-def _free_bytes(path: Path) -> int:
-    """Free bytes for this user on the disk that holds `path`, or will."""
+def _free_bytes(path: Path) -> int | None:
+    """Free bytes for this user on the disk that holds `path`, or will; None for a URL."""
+    if not is_local(path):
+        return None
     place = path.absolute()
     while not place.exists():
         place = place.parent

@@ -12,13 +12,18 @@ from msq.errors import DatasetError, UsageError
 from msq.extract.datasets import Dataset, read_folder, read_manifest
 from msq.extract.datasets.registry import find_adapter, read_dataset
 from msq.extract.datasets.survey import missing_media, require_media
+from msq.extract.location import locate
 from msq.extract.making import dataset_options, preset, require_making
 from msq.extract.views import CLEAN, View, augmented_views, parse_clips_by_crops
 from msq.protocol import EXTRACT_FIXED, Protocol
 
 if TYPE_CHECKING:
+    from msq.extract.crew import Team
     from msq.extract.encoders import ImageEncoder, TextEncoder, VideoEncoder
-    from msq.extract.pipeline import ExtractResult
+    from msq.extract.extract_result import ExtractResult
+    from msq.extract.extraction import Extraction
+
+Progress = Callable[[dict[str, Any]], None]
 
 EMBEDDED = "embedded"
 NONE = "none"
@@ -60,6 +65,7 @@ class ExtractRequest:
     sampling: Literal["uniform", "official"] = _BY_PROTOCOL
     resize: Literal["torch", "pil"] = "torch"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    kernels: Literal["auto", "triton", "reference"] = "auto"
     store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     device: str = "auto"
     shard: int = 64
@@ -69,6 +75,9 @@ class ExtractRequest:
     on_degraded: Literal["keep", "skip", "fail"] = "keep"
     views: int = 0
     test_views: str | None = None
+    devices: str | None = None
+    scheduler: str | None = None
+    join: bool = False
 
     def __post_init__(self) -> None:
         """Fill in what the protocol sets, and refuse what contradicts it."""
@@ -167,6 +176,11 @@ class ExtractRequest:
                 mean=self.mean,
                 std=self.std,
                 short_side=self.short_side or 0,
+                kernels=self.kernels,
+            )
+        elif self.kernels == "triton":
+            raise UsageError(
+                "--kernels triton: only a TimeSformer has such, found no video encoder"
             )
         if self.image_encoder != NONE:
             name, weights = split_clip_name(self.image_encoder)
@@ -218,18 +232,48 @@ class ExtractRequest:
         test = () if self.test_views is None else parse_clips_by_crops(self.test_views)
         return (CLEAN, *augmented_views(self.views), *test)
 
-    def run(self, progress: Callable[[dict[str, Any]], None] | None = None) -> ExtractResult:
-        """Read the dataset, load the encoders, fill the store. Resumes what is there."""
+    def run(self, progress: Progress | None = None) -> ExtractResult:
+        """Fill the store, by this process alone or by as many workers as are asked for.
+
+        Raises:
+            MsqError: see `cluster.run` and `work`.
+        """
+        from msq.extract.cluster import run
+
+        return run(self, progress)
+
+    def work(self, progress: Progress | None = None, team: Team | None = None) -> ExtractResult:
+        """Read the dataset, load the encoders, fill the store. Resumes what is there.
+
+        Args:
+            progress: see `pipeline.extract`.
+            team: this worker among others.
+        """
+        job = self.extraction(progress, team)
+        with job.joined() as member:
+            job.fill(member)
+            return self.noted(job.dataset, job.result(member))
+
+    def extraction(self, progress: Progress | None = None, team: Team | None = None) -> Extraction:
+        """One worker's part, with the dataset read and the encoders loaded."""
         from msq.extract.encoders.prompts import parse_prompts
-        from msq.extract.pipeline import extract
+        from msq.extract.extraction import Extraction
+        from msq.extract.plan_run import require_space
 
         prompts, views = parse_prompts(self.prompts), self.asked_views()
         data = self.read_dataset()
-        out = self.out or Path(f"{slug(data.name)}.zarr")
+        out = locate(self.out or Path(f"{slug(data.name)}.zarr"))
         if self.root is not None and not out.exists():
             require_media(data, self.root)
         video, image, text = self.load_encoders()
-        result = extract(
+        require_space(
+            data,
+            out,
+            [encoder.spec for encoder in (video, image) if encoder is not None],
+            views=len(views),
+            store_dtype=self.store_dtype,
+        )
+        return Extraction(
             data,
             out,
             video=video,
@@ -244,7 +288,11 @@ class ExtractRequest:
             on_degraded=self.on_degraded,
             progress=progress,
             views=views,
+            team=team,
         )
+
+    def noted(self, data: Dataset, result: ExtractResult) -> ExtractResult:
+        """A result with what the dataset has to say."""
         lost = missing_media(data, self.root) if self.root is not None and result.failed else ""
         notes = [f"{data.name}: {note}" for note in (*data.notes, *([lost] if lost else ()))]
         return replace(result, warnings=[*notes, *result.warnings])

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from msq.errors import StoreError
+from msq.extract.location import is_local
 from msq.extract.shard import CRC_BYTES, MISSING, Bytes, checksum, read_index
 from msq.extract.store_array import StoreArray
 
@@ -48,6 +49,11 @@ class RowReader:
     def __init__(
         self, array: StoreArray, view: int, name: Callable[[int], str], threads: int = 2
     ) -> None:
+        if not is_local(array.path):
+            raise StoreError(
+                f"{array.path}: only a store on a disk can be streamed; copy it with msq store "
+                "convert, or load it whole"
+            )
         if array.rows_per_file is None:
             raise StoreError(
                 f"{array.path}: another layout than msq writes cannot be streamed; write the store "

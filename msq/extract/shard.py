@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msq.errors import StoreError
+from msq.extract.location import is_local, read_part
 
 MISSING = np.uint64(2**64 - 1)
 CRC_BYTES = 4
@@ -123,6 +125,8 @@ def read_index(path: Path, size: int, row_bytes: int) -> NDArray[np.uint64]:
     Raises:
         StoreError: the file is missing or cut, or the index is damaged.
     """
+    if not is_local(path):
+        return _index(path, None, size, row_bytes)
     with _open(path) as file:
         return _index(path, file.fileno(), size, row_bytes)
 
@@ -153,11 +157,10 @@ def read_rows(
         index = read_index(path, size, row_bytes)
     except StoreError as error:
         raise StoreError(f"clip {name(int(slots[0]))!r}: {error}") from None
-    with _open(path) as file:
-        descriptor = file.fileno()
+    with nullcontext() if not is_local(path) else _open(path) as file:
         whole: Bytes | None = None
         if len(slots) >= size * _WHOLE_FILE_SHARE:
-            whole = np.fromfile(path, dtype=np.uint8)
+            whole = _read_file(path)
         for position, slot in enumerate(slots):
             offset = index[slot, 0]
             if offset == MISSING:
@@ -166,8 +169,11 @@ def read_rows(
             start, stop = int(offset), int(offset) + row_bytes + CRC_BYTES
             if whole is not None:
                 record = whole[start:stop]
+            elif file is None:
+                record = read_part(path, start, stop)
             else:
-                record = np.frombuffer(os.pread(descriptor, stop - start, start), dtype=np.uint8)
+                data = os.pread(file.fileno(), stop - start, start)
+                record = np.frombuffer(data, dtype=np.uint8)
             payload = record[:row_bytes]
             stored = int.from_bytes(record[row_bytes:].tobytes(), "little")
             if len(record) != stop - start or checksum(payload) != stored:
@@ -178,15 +184,22 @@ def read_rows(
             out[position] = payload
 
 
-def _index(path: Path, descriptor: int, size: int, row_bytes: int) -> NDArray[np.uint64]:
-    total = os.fstat(descriptor).st_size
+def _index(path: Path, descriptor: int | None, size: int, row_bytes: int) -> NDArray[np.uint64]:
+    """The index of a local file, or (`descriptor` None) of a remote object."""
     tail = size * _INDEX_ENTRY + CRC_BYTES
+    try:
+        total = path.stat().st_size if descriptor is None else os.fstat(descriptor).st_size
+    except FileNotFoundError:
+        raise _missing(path) from None
     if total < tail:
         raise StoreError(
             f"{path}: cut short, expected at least {tail} bytes, found {total}; "
             "delete this file and run msq extract again"
         )
-    data = np.frombuffer(os.pread(descriptor, tail, total - tail), dtype=np.uint8)
+    if descriptor is None:
+        data = read_part(path, total - tail, total)
+    else:
+        data = np.frombuffer(os.pread(descriptor, tail, total - tail), dtype=np.uint8)
     body = data[:-CRC_BYTES]
     if checksum(body) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
         raise StoreError(
@@ -215,7 +228,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_file(path: Path) -> Bytes:
     try:
-        return np.fromfile(path, dtype=np.uint8)
+        return np.fromfile(path, dtype=np.uint8) if is_local(path) else read_part(path, None, None)
     except FileNotFoundError:
         raise _missing(path) from None
 

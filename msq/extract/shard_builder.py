@@ -1,9 +1,13 @@
-"""Decoded clips -> the rows of one shard: encode in fixed windows, cast, note what failed."""
+"""Decoded clips -> the rows of one shard: encode in fixed windows, cast, note what failed.
+
+On a GPU the features of one window are fetched when the next one has been sent, so that it never
+waits for the host.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +18,7 @@ from msq.errors import VideoError
 from msq.extract import store_schema as schema
 from msq.extract.datasets.dataset import Clip
 from msq.extract.decode_pool import Decoded, Picture
+from msq.extract.device_batches import Arriving, Moment, Sender
 from msq.extract.encoders import ImageEncoder, VideoEncoder
 from msq.extract.store_records import Failure, ShardRows
 from msq.extract.transforms import normalise
@@ -22,31 +27,38 @@ from msq.extract.views import CLEAN, View
 OnDegraded = Literal["keep", "skip", "fail"]
 FrameEncoder = VideoEncoder | ImageEncoder
 Part: TypeAlias = tuple[str, View]  # one encoder's features of one view
+Timed: TypeAlias = Callable[[str, int, float], None]  # encoder, frames, seconds
 _TORCH = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def encode(encoder: FrameEncoder, frames: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+    """Features of a batch of clips, uint8 `[T, 3, h, w]` each; see `encode_pixels`."""
+    return encode_pixels(encoder, torch.from_numpy(np.stack(frames)).to(encoder.device))
+
+
+def encode_pixels(encoder: FrameEncoder, pixels: torch.Tensor) -> torch.Tensor:
     """Features of a batch, float32 on the encoder's device.
 
     Args:
         encoder: video or image encoder.
-        frames: per clip uint8 `[T, 3, h, w]`.
+        pixels: uint8 `[B, T, 3, h, w]` on its device.
 
     Returns:
         Tokens `[B, S, D']`, or image features averaged over frames `[B, D'']`.
     """
     spec = encoder.spec
-    pixels = torch.from_numpy(np.stack(frames)).to(encoder.device)
     features = encoder(normalise(pixels, spec.mean, spec.std))
     return features.mean(dim=1) if spec.kind == "image" else features
 
 
 def to_disk(features: torch.Tensor, store_dtype: str) -> NDArray[np.generic]:
     """Float32 features in the dtype of the array on disk; bfloat16 as its bits, uint16."""
-    cast = features.to(_TORCH[store_dtype]).cpu().contiguous()
-    if store_dtype == "bfloat16":
-        return cast.view(torch.uint16).numpy()
-    return cast.numpy()
+    return _as_array(features.to(_TORCH[store_dtype]).cpu().contiguous())
+
+
+def _as_array(values: torch.Tensor) -> NDArray[np.generic]:
+    bits = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
+    return bits.numpy()
 
 
 def pictures_of(parts: Sequence[Part], encoders: Mapping[str, FrameEncoder]) -> tuple[Picture, ...]:
@@ -65,6 +77,8 @@ class ShardBuilder:
         on_degraded: what to do with a clip that decoded only in part: `keep` it (status 3),
             `skip` it (status 2, with its reason) or `fail` the run.
         parts: which encoders and views; None for the clean view of all encoders.
+        senders: device -> what brings frames there; made here where it is missing.
+        timed: told of every batch that was encoded.
     """
 
     def __init__(
@@ -75,6 +89,9 @@ class ShardBuilder:
         store_dtype: schema.StoreDtype,
         on_degraded: OnDegraded,
         parts: Sequence[Part] | None = None,
+        *,
+        senders: dict[torch.device, Sender] | None = None,
+        timed: Timed | None = None,
     ) -> None:
         self._clips = clips
         self._first = first
@@ -87,6 +104,9 @@ class ShardBuilder:
             (slug, view): self.pictures.index(Picture.of(encoders[slug].spec, view))
             for slug, view in self.parts
         }
+        self._senders = {} if senders is None else senders
+        self._timed = timed
+        self._arriving: deque[tuple[Part, list[Decoded], Arriving]] = deque()
         self.rows: dict[Part, ShardRows] = {}
         self.failures: list[Failure] = []
         for part in self.parts:
@@ -98,23 +118,31 @@ class ShardBuilder:
                 np.zeros(count, dtype=np.uint8),
             )
 
-    def add(self, window: Sequence[Decoded]) -> dict[str, float]:
-        """Encode one window of rows; returns seconds spent in each encoder.
+    def add(self, window: Sequence[Decoded]) -> None:
+        """Encode one window of rows; its frames may be overwritten afterwards.
 
         Windows are fixed places in the shard, so that a clip's batch, and with it the last bits
-        of its features, depends on the clips beside it alone: a batch is of one view.
+        of its features, depends on the clips beside it alone: a batch is of one view. Encoders
+        that want the same pictures share their way to the device.
 
         Raises:
             VideoError: a clip is degraded and the run is to fail on that.
         """
-        seconds = dict.fromkeys(self._encoders, 0.0)
+        sent: dict[tuple[int, torch.device, tuple[int, ...]], torch.Tensor] = {}
+        before = len(self._arriving)
         for part in self.parts:
             usable = [clip for clip in window if self._is_usable(part, clip)]
-            started = time.perf_counter()
             if usable:
-                self._encode(part, usable)
-            seconds[part[0]] += time.perf_counter() - started
-        return seconds
+                self._encode(part, usable, sent)
+        for _ in range(before):
+            self._fetch()
+        if not any(encoder.device.type == "cuda" for encoder in self._encoders.values()):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the features of what was added; the rows are complete afterwards."""
+        while self._arriving:
+            self._fetch()
 
     def _is_usable(self, part: Part, clip: Decoded) -> bool:
         path = self._clips[clip.row - self._first].path
@@ -133,18 +161,35 @@ class ShardBuilder:
         """What was wrong with the frames that this encoder gets for this view."""
         return clip.degraded[self._picture[part]] if clip.reason is None else None
 
-    def _encode(self, part: Part, clips: Sequence[Decoded]) -> None:
+    def _encode(
+        self,
+        part: Part,
+        clips: list[Decoded],
+        sent: dict[tuple[int, torch.device, tuple[int, ...]], torch.Tensor],
+    ) -> None:
+        which, encoder = self._picture[part], self._encoders[part[0]]
+        device = encoder.device
+        began = Moment(device)
+        key = which, device, tuple(clip.row for clip in clips)
+        if key not in sent:
+            sender = self._senders.setdefault(device, Sender(device))
+            sent[key] = sender.send([clip.frames[which] for clip in clips])
+        arriving = Arriving(encode_pixels(encoder, sent[key]), _TORCH[self._store_dtype], began)
+        self._arriving.append((part, clips, arriving))
+
+    def _fetch(self) -> None:
+        """The oldest features under way into their rows."""
+        part, clips, arriving = self._arriving.popleft()
         which, slug = self._picture[part], part[0]
-        features = encode(self._encoders[slug], [clip.frames[which] for clip in clips])
-        values = to_disk(features, self._store_dtype)
-        finite = torch.isfinite(features.to(_TORCH[self._store_dtype])).flatten(1).all(dim=1)
-        rows = self.rows[part]
-        for clip, value, ok, feature in zip(clips, values, finite.tolist(), features, strict=True):
+        fetched, finite, seconds = arriving.fetch()
+        if self._timed is not None:
+            self._timed(slug, len(clips) * self._encoders[slug].spec.frames, seconds)
+        rows, values = self.rows[part], _as_array(fetched)
+        for place, (clip, value, ok) in enumerate(zip(clips, values, finite, strict=True)):
             if not ok:
-                largest = float(feature.abs().max())
                 reason = (
                     f"features of {slug} are not finite as {self._store_dtype} "
-                    f"(largest magnitude {largest:.4g}); try --store-dtype float32"
+                    f"(largest magnitude {arriving.largest(place):.4g}); try --store-dtype float32"
                 )
                 self._mark(part, clip.row, schema.UNDECODABLE, reason, "")
                 continue

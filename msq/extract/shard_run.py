@@ -7,7 +7,7 @@ one pass over its clips, each decoded once, unless they would take too much memo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -15,10 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msq.extract import store_schema as schema
+from msq.extract.commits import Commits
+from msq.extract.crew import Crew
 from msq.extract.decode_pool import Decoded, DecodeTask, Picture, decode_in_order
 from msq.extract.extract_result import Stages
 from msq.extract.sampling import FrameChoice
 from msq.extract.shard_builder import FrameEncoder, OnDegraded, Part, ShardBuilder, pictures_of
+from msq.extract.shard_claims import Member
+from msq.extract.shard_making import ShardMaker
+from msq.extract.shard_queue import Job, ShardQueue
 from msq.extract.store_writer import StoreWriter
 from msq.extract.views import CLEAN, View, parse_view
 
@@ -61,34 +66,143 @@ class ShardRun:
         self.warnings: list[str] = []
         self._batch = batch
         self._workers = workers
-        self._on_degraded = on_degraded
         self._progress = progress
         self.stages = Stages(workers)
         self._started = time.perf_counter()
         self._made = 0
         self._done = 0
         self._failed = 0
+        self._made_before = self._failed_before = 0
+        self._todo: dict[int, list[Part]] = {}
+        self._live = 0, 0  # of the shard under way: clips done, failed
+        self._commits = Commits()
+        self._maker = ShardMaker(
+            writer, encoders, batch, workers, on_degraded, self._tasks, self.stages, self.warnings
+        )
+        self._again: dict[int, list[Part]] = {}
+        self._crew = Crew(None, self.told)
 
-    def fill(self, retry_failed: bool) -> int:
-        """Make what is missing; returns the number of rows that were made."""
-        pending = self._pending()
-        if retry_failed:
-            pending |= self._recoverable(pending)
-        rows = {shard: self.writer.rows(shard) for shard in sorted(pending)}
-        made = sum(len(r) for r in rows.values())
-        for shard in range(self.writer.shards):
-            if shard not in pending:
-                self._count(shard)
+    def plan(self, retry_failed: bool, member: Member | None = None, first: bool = True) -> None:
+        """Find out what is missing, and which failed clips would come out otherwise today.
+
+        Args:
+            retry_failed: decode failed clips again.
+            member: this worker among others, who all do what the `first` of them found.
+            first: whether that is this worker.
+        """
+        self._todo = self._pending()
+        if retry_failed and first:
+            self._again = self._recoverable(self._todo)
+            if member is not None and self._again:
+                found = {s: [[slug, str(v)] for slug, v in p] for s, p in self._again.items()}
+                member.plan_again(found)
+        elif retry_failed and member is not None:
+            found = member.planned_again()
+            self._again = {s: [(slug, parse_view(v)) for slug, v in p] for s, p in found.items()}
+
+    def fill(
+        self,
+        member: Member | None = None,
+        only: Collection[int] | None = None,
+        start: float = 0.0,
+    ) -> int:
+        """Make what is missing, see `plan`; returns the number of rows that this worker made.
+
+        Args:
+            member: this worker among others; the end is when nothing is missing, whoever made it.
+            only: nothing but these shards, without a wait for those that others make.
+            start: from 0 to 1, where in the store to begin; workers begin at different places.
+        """
+        self._done = self._failed = 0
+        self._made_before = self._made
+        shards = sorted({*self._todo, *self._again})
+        for shard in set(range(self.writer.shards)).difference(shards):
+            self._count(shard)
+        self._failed_before = self._failed
+        self._crew = Crew(member, self.told)
         self._report()
-        if not made:
-            return 0
-        passes = [(shard, parts) for shard in rows for parts in self._passes(pending[shard])]
-        tasks = (task for shard, parts in passes for task in self._tasks(rows[shard], parts))
-        with closing(decode_in_order(tasks, min(self._workers, made))) as stream:
-            for place, (shard, parts) in enumerate(passes):
-                last = place + 1 == len(passes) or passes[place + 1][0] != shard
-                self._make(shard, parts, stream, last=last)
-        return made
+        if only is not None:
+            shards = [shard for shard in shards if shard in only]
+        first = int(start * len(shards))
+        shards = shards[first:] + shards[:first]
+        rows = sum(len(self.writer.rows(shard)) for shard in shards)
+        workers = min(self._workers, rows)
+        ahead = 2 * (workers + self._batch)
+        queue = ShardQueue(shards, self._left, self._job, self._tasks_of, member, ahead)
+        pause = 0.05
+        while (job := queue.next_job()) is not None or (queue.unfinished and only is None):
+            if job is None:
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+                self._report()
+                continue
+            with (
+                closing(Commits()) as self._commits,
+                closing(decode_in_order(queue, workers)) as stream,
+            ):
+                while job is not None:
+                    self._do(job, queue, stream)
+                    job = queue.next_job() or self._settled(queue)
+            pause = 0.05
+        return self._made - self._made_before
+
+    def missing(self) -> list[int]:
+        """The shards that are left of those that were to be made when `plan` looked."""
+        return [shard for shard in sorted({*self._todo, *self._again}) if self._left(shard)]
+
+    def _settled(self, queue: ShardQueue) -> Job | None:
+        """What there is to do once the last commit is at its end."""
+        self._commits.settle()
+        return queue.next_job()
+
+    def shares(self) -> list[dict[str, Any]]:
+        """What other workers made meanwhile; see `Crew.shares`."""
+        return self._crew.shares()
+
+    def _do(self, job: Job, queue: ShardQueue, stream: Iterator[Decoded]) -> None:
+        """One shard: make it, or skip what was decoded of it in vain."""
+        ours = queue.begin(job)
+        for parts in job.passes:
+            if ours:
+                self._make(job.shard, parts, stream, last=parts is job.passes[-1])
+                continue
+            for _ in self.writer.rows(job.shard):
+                next(stream).release()
+        if ours:
+            self._commits.then(lambda: self._finish(job, queue))
+
+    def _finish(self, job: Job, queue: ShardQueue) -> None:
+        """A shard was committed, or lost to another worker."""
+        kept = self._crew.keeps(job.shard)
+        if kept and job.shard in self._again:
+            del self._again[job.shard]
+            self._crew.made_again(job.shard)
+        self._crew.tell(self._made - self._made_before)
+        queue.finish(job, done=kept)
+
+    def told(self) -> dict[str, Any]:
+        """What this worker tells others of what it has done."""
+        stages = self.stages.summary(list(self.encoders))
+        failed = self._failed - self._failed_before
+        return {"failed": failed, "stages": stages, "warnings": list(self.warnings)}
+
+    def _left(self, shard: int) -> list[Part]:
+        """What is to be made of a shard right now."""
+        again = self._again.get(shard, ())
+        if again and self._crew.is_made_again(shard):
+            again = ()
+        return [
+            part
+            for part in self.parts
+            if part in again or not self.writer.is_done(part[0], shard, part[1])
+        ]
+
+    def _job(self, shard: int, parts: Sequence[Part]) -> Job:
+        return Job(shard, self._passes(parts), len(self.writer.rows(shard)))
+
+    def _tasks_of(self, job: Job) -> Iterator[DecodeTask]:
+        rows = self.writer.rows(job.shard)
+        return (task for parts in job.passes for task in self._tasks(rows, parts))
 
     def _pending(self) -> dict[int, list[Part]]:
         """Shard -> encoders and views for which it is not done."""
@@ -166,39 +280,35 @@ class ShardRun:
     def _make(
         self, shard: int, parts: Sequence[Part], stream: Iterator[Decoded], *, last: bool
     ) -> None:
-        """One pass over a shard: decode, encode, commit; clips count in the `last` one."""
-        rows = self.writer.rows(shard)
-        slugs = dict.fromkeys(slug for slug, _ in parts)
-        builder = ShardBuilder(
-            self.writer.dataset.clips[rows.start : rows.stop],
-            rows.start,
-            {slug: self.encoders[slug] for slug in slugs},
-            self.writer.store_dtype,
-            self._on_degraded,
-            parts,
-        )
-        before = self._done, self._failed
-        for first in range(rows.start, rows.stop, self._batch):
-            window = [next(stream) for _ in range(first, min(first + self._batch, rows.stop))]
-            for result in window:
-                self.stages.add("decode", result.decoded, result.seconds)
-            clips = sum(result.reason is None for result in window)
-            for slug, seconds in builder.add(window).items():
-                views = sum(slug == other for other, _ in parts)
-                count = clips * views * self.encoders[slug].spec.frames
-                self.stages.add(f"encode {slug}", count, seconds)
-            if last:
-                self._done += clips
-                self._failed += len(window) - clips
-                self._made += len(window)
-            self._report()
-        self._commit(shard, builder)
-        self._done, self._failed = before
-        if last:
-            self._count(shard)
-        self._report()
+        """One pass over a shard: decode, encode, begin to commit; clips count in the `last` one."""
 
-    def _commit(self, shard: int, builder: ShardBuilder) -> None:
+        def seen(done: int, failed: int) -> None:
+            if last:
+                self._live = done, failed
+            self._commits.poll()
+            self._report()
+
+        builder = self._maker.make(shard, parts, stream, seen)
+        done, failed = self._live
+        self._live = 0, 0
+        self._done, self._failed = self._done + done, self._failed + failed
+        self._made += done + failed
+        written: list[tuple[int, float]] = []
+        if self._crew.keeps(shard):
+            self._commits.submit(lambda: written.append(self._commit(shard, builder)))
+
+        def committed() -> None:
+            for frames, seconds in written:
+                self.stages.add("write", frames, seconds)
+            self._done, self._failed = self._done - done, self._failed - failed
+            if last:
+                self._count(shard)
+            self._report()
+
+        self._commits.then(committed)
+
+    def _commit(self, shard: int, builder: ShardBuilder) -> tuple[int, float]:
+        """Write what was made, in the thread of commits; returns frames and seconds."""
         started = time.perf_counter()
         rows = dict(builder.rows)
         for slug, view in builder.rows:
@@ -213,11 +323,11 @@ class ShardRun:
         for view in dict.fromkeys(view for _, view in rows):
             these = {slug: data for (slug, other), data in rows.items() if other == view}
             failures = [f for f in builder.failures if f.encoder in these and f.view == str(view)]
-            self.writer.commit(shard, these, failures, view)
+            self.writer.commit(shard, these, failures, view, self._maker.reduced.get(shard))
         frames = sum(
             len(data.status) * self.encoders[slug].spec.frames for (slug, _), data in rows.items()
         )
-        self.stages.add("write", frames, time.perf_counter() - started)
+        return frames, time.perf_counter() - started
 
     def _lost(self, slug: str, shard: int, status: NDArray[np.uint8], view: View) -> list[int]:
         """Rows that are whole in the store now and would not be after the commit."""
@@ -236,14 +346,20 @@ class ShardRun:
         if self._progress is None:
             return
         seconds = time.perf_counter() - self._started
+        total = len(self.writer.dataset.clips)
+        others, failed = self._crew.others()
+        made = self._made + sum(self._live) + others
+        done = min(total, self._done + self._failed + sum(self._live) + others)
         self._progress(
             {
                 "stage": "extract",
-                "done": self._done + self._failed,
-                "total": len(self.writer.dataset.clips),
-                "failed": self._failed,
-                "clips_per_second": self._made / seconds if seconds > 0 else 0.0,
+                "done": done,
+                "total": total,
+                "failed": self._failed + self._live[1] + failed,
+                "clips_per_second": made / seconds if seconds > 0 else 0.0,
                 "stages": self.stages.rates(),
+                "seconds_left": (total - done) * seconds / made if made else None,
+                "smaller_batch": self._maker.smaller_batch,
             }
         )
 

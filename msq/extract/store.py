@@ -14,6 +14,7 @@ import torch
 
 from msq.errors import StoreError
 from msq.extract import store_schema as schema
+from msq.extract.location import locate
 from msq.extract.row_index import Rows
 from msq.extract.row_reader import RowReader
 from msq.extract.shard import read_chunk
@@ -146,7 +147,7 @@ class FeatureStore(StoreFolder):
         slug = self._choose(self.encoders("text"), encoder, "text encoder")
         names = sorted(p.parent.name for p in (self.path / "text" / slug).glob("*/zarr.json"))
         return {
-            name: str(self._array(f"text/{slug}/{name}").attributes["template"]) for name in names
+            name: str(self._making(f"text/{slug}/{name}")["template"]) for name in names
         }
 
     def templates(self, encoder: str | None = None, prompt: str | None = None) -> tuple[str, ...]:
@@ -205,7 +206,10 @@ class FeatureStore(StoreFolder):
 def open_store(path: str | Path) -> FeatureStore:
     """Open a feature store for reading.
 
+    Args:
+        path: its folder, a zip file of it, or a URL that fsspec opens (`s3://bucket/NAME.zarr`).
+
     Raises:
         StoreError: there is no store, it is of another schema, or its metadata was changed.
     """
-    return FeatureStore(Path(path))
+    return FeatureStore(locate(path))

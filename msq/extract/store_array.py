@@ -8,20 +8,24 @@ zarr-python; files that are missing are an error there too, never zeros.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from msq.errors import StoreError
+from msq.extract.location import zarr_store
 from msq.extract.shard import Bytes, read_chunk, read_rows
+from msq.extract.store_seal import layout_is_changed, read_metadata
 
 _ROW_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+# What zarr-python raises for metadata and chunks that it cannot read.
+ZARR_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError, ArithmeticError, BadZipFile)
 _FILLS = {"NaN": np.nan, 0: 0}
 
 Name = Callable[[int], str]
@@ -46,22 +50,31 @@ class StoreArray:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            meta: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())
+            meta = read_metadata(path / "zarr.json")
         except FileNotFoundError:
             raise StoreError(
-                f"{path}: no such array in the store; run msq extract again to complete it"
+                f"{path / 'zarr.json'}: missing, no such array in the store; run msq extract again "
+                "to complete it"
             ) from None
-        except ValueError as error:
-            raise StoreError(f"{path / 'zarr.json'}: not readable as JSON ({error})") from None
         if meta.get("node_type") != "array":
             raise StoreError(f"{path / 'zarr.json'}: expected an array, found a group")
-        self.attributes: dict[str, Any] = meta.get("attributes", {}).get("msq", {})
-        self.shape: tuple[int, ...] = tuple(meta["shape"])
         self._meta = meta
-        self._plain = meta["data_type"] in ("uint8", "uint16", "float16", "float32")
-        if self._plain:
-            self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
-        self.rows_per_file: int | None = self._layout()
+        try:
+            self.attributes: dict[str, Any] = meta.get("attributes", {}).get("msq", {})
+            self.shape: tuple[int, ...] = tuple(meta["shape"])
+            self._plain = meta["data_type"] in ("uint8", "uint16", "float16", "float32")
+            if self._plain:
+                self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
+            self.rows_per_file: int | None = self._layout()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{path / 'zarr.json'}: not metadata of an array ({error!r})"
+            ) from None
+
+    @property
+    def layout_is_changed(self) -> bool:
+        """Whether its chunks or codecs are others than msq wrote."""
+        return layout_is_changed(self._meta)
 
     def read(self, rows: NDArray[np.int64], view: int, name: Name) -> NDArray[np.generic]:
         """Rows `[n, ...]` of one view, verified.
@@ -95,8 +108,12 @@ class StoreArray:
             StoreError: a commit record is damaged.
         """
         status = np.zeros(self.shape[0], dtype=np.uint8)
-        grid = self._meta["chunk_grid"]["configuration"]["chunk_shape"]
-        if self._meta["codecs"] != [{"name": "bytes"}, {"name": "crc32c"}] or grid[1] != 1:
+        try:
+            grid = self._meta["chunk_grid"]["configuration"]["chunk_shape"]
+            written = self._meta["codecs"] == [{"name": "bytes"}, {"name": "crc32c"}]
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{self.path / 'zarr.json'}: not an array ({error!r})") from None
+        if not written or grid[1:] != [1] or not isinstance(grid[0], int) or grid[0] < 1:
             status[:] = self._read_by_zarr(np.arange(len(status)), view, str)
             return status
         for first in range(0, len(status), grid[0]):
@@ -134,8 +151,15 @@ class StoreArray:
                 raw[places] = part
 
     def _read_by_zarr(self, rows: NDArray[np.int64], view: int, name: Name) -> NDArray[np.generic]:
+        try:
+            return np.asarray(self._selected_by_zarr(rows, view, name))
+        except ZARR_ERRORS as error:
+            place = self.path / "zarr.json" if self.layout_is_changed else self.path
+            raise StoreError(f"{place}: zarr cannot read these rows ({error})") from error
+
+    def _selected_by_zarr(self, rows: NDArray[np.int64], view: int, name: Name) -> Any:
         grid = self._meta["chunk_grid"]["configuration"]["chunk_shape"]
-        array = zarr.open_array(self.path, mode="r")
+        array = zarr.open_array(zarr_store(self.path), mode="r")
         inner = [range(-(-n // c)) for n, c in zip(self.shape[2:], grid[2:], strict=True)]
         for row in rows.tolist():
             for rest in itertools.product(*inner):
@@ -145,11 +169,7 @@ class StoreArray:
                         f"{self.path / key}: missing although clip {name(row)!r} is recorded as "
                         "done (Zarr libraries would read zeros)"
                     )
-        try:
-            selected = array.oindex[rows, view]
-        except (ValueError, RuntimeError, OSError) as error:
-            raise StoreError(f"{self.path}: zarr cannot read these rows ({error})") from error
-        return np.asarray(selected)
+        return array.oindex[rows, view]
 
     def file(self, unit: int, view: int) -> Path:
         """The file of a shard (or, unsharded, of a row) of one view."""

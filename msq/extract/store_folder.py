@@ -16,12 +16,19 @@ from numpy.typing import NDArray
 from msq.errors import StoreError, StoreNotFound
 from msq.extract import store_schema as schema
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.location import zarr_store
 from msq.extract.row_index import Rows, row_numbers
-from msq.extract.store_array import StoreArray
+from msq.extract.store_array import ZARR_ERRORS, StoreArray
+from msq.extract.store_seal import read_metadata, record_is_whole
 
 
 class StoreFolder:
     """A store's folder: what it says of its dataset and its encoders.
+
+    Args:
+        path: its folder.
+        lenient: leave the specs of the encoders unchecked, so that a store can be looked at in
+            which one of them is damaged.
 
     Attributes:
         path: its folder.
@@ -32,16 +39,16 @@ class StoreFolder:
         attributes: `attributes.msq` of the root.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lenient: bool = False) -> None:
         self.path = path
-        self.attributes: dict[str, Any] = _root(path)
+        self.attributes: dict[str, Any] = read_root(path)
         self.name: str = self.attributes["dataset"]
         self.task: str = self.attributes["task"]
         self.metric: str = self.attributes["metric"]
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self._arrays: dict[str, StoreArray] = {}
         self._matrices: dict[str, torch.Tensor] = {}
-        for slug in self.encoders():
+        for slug in () if lenient else self.encoders():
             self.spec(slug)
 
     def __len__(self) -> int:
@@ -127,6 +134,18 @@ class StoreFolder:
         """Rows of one shard of a video or image encoder."""
         return max(1, int(self._attributes(encoder, None).get("shard", 64)))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one array, by its path in the store."""
+        return self._array(name).shape
+
+    def making(self, encoder: str, kind: str | None = None) -> dict[str, Any]:
+        """`attributes.msq` of an encoder's features: how they were made.
+
+        Raises:
+            StoreError: no such encoder.
+        """
+        return self._attributes(encoder, kind)
+
     def labels(self, rows: Rows = None) -> torch.Tensor:
         """Labels `[n, K]` uint8."""
         return self._labels("label")[self._rows(rows)]
@@ -149,31 +168,48 @@ class StoreFolder:
         found: list[dict[str, Any]] = []
         for path in sorted((self.path / schema.FAILURES).glob("[0-9]*.json")):
             try:
-                found += json.loads(path.read_bytes())["clips"]
+                document = json.loads(path.read_bytes())
+                found += document["clips"]
+                whole = record_is_whole(document)
             except (ValueError, KeyError, TypeError) as error:
                 raise StoreError(f"{path}: not a list of failures ({error})") from None
+            if not whole:
+                raise StoreError(
+                    f"{path}: checksum wrong, the file was changed after it was written; "
+                    "msq store repair, then msq extract, make it again"
+                )
         return found
 
     def _rows(self, rows: Rows) -> torch.Tensor:
         return row_numbers(rows, len(self), self.path)
 
     def _strings(self, name: str) -> tuple[str, ...]:
-        return tuple(str(value) for value in self._small(name).tolist())
+        return tuple(str(value) for value in self.small_array(name).tolist())
 
     def _labels(self, name: str) -> torch.Tensor:
         if name not in self._matrices:
-            self._matrices[name] = torch.from_numpy(np.array(self._small(name), dtype=np.uint8))
+            self._matrices[name] = torch.from_numpy(
+                np.array(self.small_array(name), dtype=np.uint8)
+            )
         return self._matrices[name]
 
-    def _small(self, name: str) -> NDArray[np.generic]:
-        """All of a small array through zarr, whose crc32c codec verifies it."""
+    def small_array(self, name: str) -> NDArray[np.generic]:
+        """All of a small array through zarr, whose crc32c codec verifies it.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
         array = self._array(name)
-        if not any(entry.is_file() for entry in (array.path / "c").rglob("*")):
+        files = [entry for entry in (array.path / "c").rglob("*") if entry.is_file()]
+        if not files:
             raise StoreError(f"{array.path}: its data is missing; run msq extract again")
         try:
-            return np.asarray(zarr.open_array(array.path, mode="r")[...])
-        except (ValueError, RuntimeError, OSError) as error:
-            raise StoreError(f"{array.path}: damaged ({error})") from error
+            return np.asarray(zarr.open_array(zarr_store(array.path), mode="r")[...])
+        except ZARR_ERRORS as error:
+            place = files[0] if len(files) == 1 else array.path
+            if array.layout_is_changed:
+                place = array.path / "zarr.json"
+            raise StoreError(f"{place}: damaged ({error})") from error
 
     def _attributes(self, encoder: str, kind: str | None) -> dict[str, Any]:
         self._need(encoder, self.encoders(kind), f"{kind or ''} encoder".strip())
@@ -181,11 +217,22 @@ class StoreFolder:
             if kind not in (None, known) or encoder not in self.encoders(known):
                 continue
             if known != "text":
-                return self._array(f"{group}/{encoder}").attributes
+                return self._making(f"{group}/{encoder}")
             prompts = sorted((self.path / group / encoder).glob("*/zarr.json"))
             if prompts:
-                return self._array(f"text/{encoder}/{prompts[0].parent.name}").attributes
+                return self._making(f"text/{encoder}/{prompts[0].parent.name}")
         raise StoreError(f"{self.path}: encoder {encoder!r} has no arrays; run msq extract again")
+
+    def _making(self, name: str) -> dict[str, Any]:
+        """`attributes.msq` of an encoder's array."""
+        array = self._array(name)
+        needed = {"spec", "encoder"} | ({"template"} if name.startswith("text/") else set())
+        if not needed <= array.attributes.keys():
+            raise StoreError(
+                f"{array.path / 'zarr.json'}: its attributes do not say how it was made; the "
+                "metadata was changed after it was written"
+            )
+        return array.attributes
 
     def _array(self, name: str) -> StoreArray:
         if name not in self._arrays:
@@ -210,17 +257,25 @@ class StoreFolder:
             )
 
 
-def _root(path: Path) -> dict[str, Any]:
+def read_root(path: Path) -> dict[str, Any]:
+    """`attributes.msq` of a store's root.
+
+    Raises:
+        StoreError: the metadata is damaged, or of another schema.
+        StoreNotFound: there is no store.
+    """
     document = path / "zarr.json"
     if not document.is_file():
         raise StoreNotFound(
             f"{path}: no feature store here (expected the file {document.name} in it)"
         )
     try:
-        attributes: dict[str, Any] = json.loads(document.read_bytes())["attributes"]["msq"]
+        attributes: dict[str, Any] = read_metadata(document)["attributes"]["msq"]
         schema_found = attributes["schema"]
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{path}: a Zarr group, but not a feature store of msq") from None
+    except (KeyError, TypeError):
+        raise StoreError(
+            f"{document}: a Zarr group, but not a feature store of msq"
+        ) from None
     if schema_found != schema.SCHEMA:
         raise StoreError(
             f"{path}: expected schema {schema.SCHEMA}, found {schema_found}; "

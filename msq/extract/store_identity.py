@@ -13,15 +13,21 @@ from msq.errors import SpecMismatch, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.location import zarr_store
+from msq.extract.store_seal import read_metadata
 
 
 def attributes_at(path: Path) -> dict[str, Any] | None:
-    """`attributes.msq` of a `zarr.json`; None where there is none."""
+    """`attributes.msq` of a `zarr.json`; None where there is none.
+
+    Raises:
+        StoreError: the file is there and damaged.
+    """
     if not path.exists():
         return None
     try:
-        found = schema.metadata(path.read_bytes())["attributes"]["msq"]
-    except (ValueError, KeyError, TypeError):
+        found = read_metadata(path)["attributes"]["msq"]
+    except (KeyError, TypeError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -63,7 +69,7 @@ def first_rows(store: Path, dataset: Dataset) -> list[str]:
     lines = []
     for name, values in wanted.items():
         if (store / name / "c" / "0").exists():
-            found = np.asarray(zarr.open_array(store / name, mode="r")[:]).tolist()
+            found = np.asarray(zarr.open_array(zarr_store(store / name), mode="r")[:]).tolist()
             lines += schema.sequence_difference(name, values, found)
     return lines
 

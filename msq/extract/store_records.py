@@ -2,6 +2,8 @@
 
 `failures/SHARD.json` lists each clip that failed or decoded only in part once for each reason, with
 the encoders and the views that it holds for; `views` is left out where it is the clean one alone.
+`batches` is there where memory was short: what was encoded in smaller batches than were asked for,
+which may change the last bits of features.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from msq.extract.store_seal import RECORD_KEY, record_is_whole, sealed_record
 
 _CLEAN = "clean"
 
@@ -45,24 +49,66 @@ class Failure:
     view: str = _CLEAN
 
 
+@dataclass(frozen=True)
+class SmallerBatch:
+    """Features of a shard that were made in batches of fewer clips than were asked for."""
+
+    batch: int
+    encoder: str
+    view: str = _CLEAN
+
+
 def read_failures(content: bytes) -> list[Failure]:
-    """The failures in a file that `failures_document` made; none where it was changed by hand."""
+    """The failures in a file that `failures_document` made; none where it was changed since."""
     try:
+        document = json.loads(content)
+        if not record_is_whole(document):
+            return []
         return [
             Failure(
                 encoder=encoder,
                 view=view,
                 **{k: v for k, v in entry.items() if k not in ("encoders", "views")},
             )
-            for entry in json.loads(content)["clips"]
+            for entry in document["clips"]
             for encoder in entry["encoders"]
             for view in entry.get("views", [_CLEAN])
         ]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []  # the shard counts as pending and is written again
 
 
-def failures_document(shard: int, failures: Iterable[Failure]) -> bytes | None:
+def read_batches(content: bytes) -> list[SmallerBatch]:
+    """The smaller batches in the same file."""
+    try:
+        document = json.loads(content)
+        if not record_is_whole(document):
+            return []
+        return [
+            SmallerBatch(entry["batch"], encoder, view)
+            for entry in document.get("batches", [])
+            for encoder in entry["encoders"]
+            for view in entry.get("views", [_CLEAN])
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def same_record(found: bytes, content: bytes) -> bool:
+    """Whether a file says what `content` does; an old one, without a digest, stays as it is."""
+    if found == content:
+        return True
+    document = json.loads(content)
+    del document[RECORD_KEY]
+    try:
+        return bool(json.loads(found) == document)
+    except ValueError:
+        return False
+
+
+def failures_document(
+    shard: int, failures: Iterable[Failure], batches: Iterable[SmallerBatch] = ()
+) -> bytes | None:
     """The file of a shard's failures, the same whatever their order; None where there are none."""
     encoders: dict[tuple[Any, ...], set[str]] = {}
     for f in failures:
@@ -72,15 +118,33 @@ def failures_document(shard: int, failures: Iterable[Failure]) -> bytes | None:
     views: dict[tuple[Any, ...], set[str]] = {}
     for (*said, view), names in encoders.items():
         views.setdefault((*said, tuple(sorted(names))), set()).add(view)
-    if not views:
+    smaller = _batch_entries(batches)
+    if not views and not smaller:
         return None
     entries = []
     for key in sorted(views):
         entry = dict(
             zip(("row", "clip", "status", "reason", "message", "encoders"), key, strict=True)
         )
-        held = sorted(views[key], key=lambda view: (view != _CLEAN, len(view), view))
-        entries.append(entry if held == [_CLEAN] else entry | {"views": held})
-    document = {"shard": shard, "clips": entries}
+        entries.append(entry | _held(views[key]))
+    content: dict[str, Any] = {"shard": shard, "clips": entries}
+    document = sealed_record(content | ({"batches": smaller} if smaller else {}))
     text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False)
     return (text + "\n").encode()
+
+
+def _batch_entries(batches: Iterable[SmallerBatch]) -> list[dict[str, Any]]:
+    """One entry for each batch and encoder."""
+    views: dict[tuple[int, str], set[str]] = {}
+    for entry in batches:
+        views.setdefault((entry.batch, entry.encoder), set()).add(entry.view)
+    return [
+        {"batch": batch, "encoders": [encoder]} | _held(views[batch, encoder])
+        for batch, encoder in sorted(views)
+    ]
+
+
+def _held(views: set[str]) -> dict[str, list[str]]:
+    """`views` of an entry, left out where it is the clean one alone."""
+    held = sorted(views, key=lambda view: (view != _CLEAN, len(view), view))
+    return {} if held == [_CLEAN] else {"views": held}

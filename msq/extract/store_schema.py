@@ -24,6 +24,7 @@ from msq.errors import UsageError
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import AVERAGE, Prompt, joined, templates_of
 from msq.extract.encoders.spec import EncoderSpec, difference
+from msq.extract.store_seal import sealed
 from msq.extract.store_views import attributes_of
 from msq.extract.views import CLEAN, View
 
@@ -34,6 +35,8 @@ StoreDtype = Literal["float16", "float32", "bfloat16"]
 DISK_DTYPE: dict[str, str] = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
 FEATURE_GROUP = {"video": "tokens", "image": "image", "text": "text"}
 FAILURES = "failures"
+FAILURES_NOTE = {"about": "one JSON file per shard with clips that failed or decoded only in part"}
+CONVERTED = "converted_from"  # the number type before `msq store convert` made it wider
 
 _SLUG = re.compile(r"[a-z0-9_-]+")
 _DIMENSIONS = ("clip", "view", "class", "failure")
@@ -187,6 +190,7 @@ class StoreKeys:
     def keys(self) -> dict[str, bytes]:
         """Key -> bytes, groups before what they hold, metadata before chunks."""
         content = {key: value.to_bytes() for key, value in self._content.items()}
+        content |= {k: sealed(v) for k, v in content.items() if k.endswith("zarr.json")}
         return dict(sorted(content.items(), key=lambda item: _publishing_order(item[0])))
 
 
@@ -221,8 +225,7 @@ def dataset_keys(
         known = label_known.astype(np.uint8)
         keys.array("label_known", shape, "uint8", ("clip", "class"), values=known)
     # An empty array, so that zarr does not warn of a folder it does not know.
-    note = {"about": "one JSON file per shard with clips that failed or decoded only in part"}
-    keys.array(FAILURES, (0,), "uint8", ("failure",), attributes=note)
+    keys.array(FAILURES, (0,), "uint8", ("failure",), attributes=FAILURES_NOTE)
     return keys.keys()
 
 
@@ -241,7 +244,12 @@ def encoder_attributes(
 
 def encoder_arrays(spec: EncoderSpec) -> tuple[str, str, str]:
     """Paths of the arrays of one video or image encoder, `status` last."""
-    return f"{FEATURE_GROUP[spec.kind]}/{spec.slug}", f"time/{spec.slug}", f"status/{spec.slug}"
+    return array_names(spec.kind, spec.slug)
+
+
+def array_names(kind: str, slug: str) -> tuple[str, str, str]:
+    """The same by the kind of the encoder and its name."""
+    return f"{FEATURE_GROUP[kind]}/{slug}", f"time/{slug}", f"status/{slug}"
 
 
 def encoder_keys(
@@ -383,6 +391,10 @@ def encoder_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) ->
     for name in ("store_dtype", "shard"):
         if name in expected and expected[name] != found.get(name):
             lines.append(f"{name}: expected {expected[name]!r}, found {found.get(name)!r}")
+    # Widened from float16, float32 holds fewer digits than an extraction in float32 has.
+    if expected.get(CONVERTED) != found.get(CONVERTED):
+        before = found.get(CONVERTED) or "nothing"
+        lines.append(f"converted: expected {expected.get(CONVERTED) or 'nothing'}, found {before}")
     if "template" in expected:
         lines += _template_difference(expected, found)
     return [f"{slug}: {line}" for line in lines]
@@ -399,6 +411,13 @@ def _template_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) 
     if not lines and rules[0] != rules[1]:
         lines.append(f"average: expected {rules[0]!r}, found {rules[1]!r}")
     return lines
+
+
+def with_attributes(content: bytes, more: Mapping[str, Any]) -> bytes:
+    """A `zarr.json` with more in `attributes.msq`."""
+    document = metadata(content)
+    document["attributes"]["msq"] |= more
+    return sealed(json.dumps(document).encode())
 
 
 def metadata(content: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from msq.extract import store_schema as schema
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.shard import read_chunk, read_index
-from msq.extract.store_records import Failure, read_failures
+from msq.extract.store_records import Failure, SmallerBatch, read_batches, read_failures
 from msq.extract.views import CLEAN, View
 
 
@@ -102,6 +102,11 @@ class StoreState:
         """What is recorded for one shard, one entry for each encoder and view."""
         path = self._failures_path(shard)
         return read_failures(path.read_bytes()) if path.exists() else []
+
+    def batches(self, shard: int) -> list[SmallerBatch]:
+        """What of a shard was made in smaller batches than were asked for."""
+        path = self._failures_path(shard)
+        return read_batches(path.read_bytes()) if path.exists() else []
 
     def _number(self, slug: str, view: View) -> int:
         """The place of a view along `view` of an encoder's arrays."""

@@ -1,53 +1,173 @@
-"""Reading all of a store against its checksums."""
+"""Reading all of a store: checksums, missing and cut files, status against data, values.
+
+Nothing here stops at the first thing that is wrong, and nothing that cannot be read is left out:
+what keeps a part from being looked at is itself a problem.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from msq.errors import StoreError
+from msq.errors import MsqError, StoreError
+from msq.extract import store_schema as schema
+from msq.extract.atomic import TEMPORARY_SUFFIX
+from msq.extract.store_folder import StoreFolder, read_root
+from msq.extract.store_problems import Kind, Problem, Verification, listed
+from msq.extract.store_seal import layout_is_changed, read_metadata, recorded_digests
+from msq.extract.verify_rows import verify_encoder
 
 if TYPE_CHECKING:
     from msq.extract.store import FeatureStore
 
-
-def readable_rows(store: FeatureStore) -> int:
-    """How many rows, over all encoders and views, are recorded as done."""
-    return sum(
-        len(store.ok_rows([slug], view))
-        for kind in ("video", "image")
-        for slug in store.encoders(kind)
-        for view in store.views(slug)
-    )
+_DATASET_ARRAYS = ("clip", "split", "label", "label_known")
+_GROUPS = ("tokens", "image", "time", "status", "text")
 
 
 def problems_in(store: FeatureStore) -> list[str]:
     """Read every row, of every encoder and view, that is recorded as done.
 
     Returns:
-        What is wrong, one line each; nothing where all is sound.
+        What is wrong, one line each; nothing where all is sound. Files without a commit record,
+        which an interrupted run leaves, are of no row that is recorded as done.
     """
-    problems: list[str] = []
+    found = verify_store(store.path).problems
+    return [str(problem) for problem in found if problem.kind != "uncommitted"]
+
+
+def verify_store(path: Path) -> Verification:
+    """Look at every file of a store and read every row that is recorded as done.
+
+    Raises:
+        StoreNotFound: there is no store, or nothing but the root's metadata is missing of it.
+    """
+    found = Verification()
+    try:
+        root = read_root(path)
+    except StoreError as error:
+        if not (path / schema.FAILURES).exists():
+            raise
+        found.problems.append(Problem("metadata", "zarr.json", str(error)))
+        return found
+    files = sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file())
+    found.files = len(files)
+    damaged = _metadata(path, files, found)
+    _strays(path, files, found)
+    store = StoreFolder(path, lenient=True)
+    count = int(root["clips"])
+    clips = _dataset(store, count, damaged, found)
     for kind in ("video", "image"):
         for slug in store.encoders(kind):
-            try:
-                rows = [(view, store.ok_rows([slug], view)) for view in store.views(slug)]
-            except StoreError as error:
-                problems.append(str(error))
-                continue
-            read = store.tokens if kind == "video" else store.image
-            for view, wanted in rows:
-                for part in torch.split(wanted, store.shard(slug)):
-                    for function in (read, store.time):
-                        try:
-                            function(part, slug, view)
-                        except StoreError as error:
-                            problems.append(str(error))
+            arrays = schema.array_names(kind, slug)
+            missing = [a for a in arrays if f"{a}/zarr.json" not in files]
+            for array in missing:
+                _add(found, "metadata", path / array / "zarr.json", path, "missing", encoder=slug)
+            # What cannot be told apart from a change is not read: the metadata says how to.
+            if not missing and not {f"{a}/zarr.json" for a in arrays} & damaged:
+                verify_encoder(store, kind, slug, clips, files, found)
     for slug in store.encoders("text"):
-        for prompt in store.prompts(slug):
-            try:
-                store.text(slug, prompt)
-            except StoreError as error:
-                problems.append(str(error))
-    return problems
+        _text(store, slug, damaged, found)
+    return found
+
+
+def _add(
+    found: Verification, kind: Kind, file: Path, root: Path, message: str, encoder: str = ""
+) -> None:
+    inside = str(file.relative_to(root))
+    found.problems.append(Problem(kind, inside, f"{file}: {message}", encoder=encoder))
+
+
+def _metadata(path: Path, files: list[str], found: Verification) -> set[str]:
+    """Check every `zarr.json` against its digest; returns those that are wrong."""
+    damaged: set[str] = set()
+    unsealed: list[str] = []
+    documents = [file for file in files if file.rpartition("/")[2] == "zarr.json"]
+    present = {file.rpartition("/")[0] for file in documents}
+    for file in documents:
+        try:
+            document = read_metadata(path / file)
+            if not recorded_digests(document):
+                unsealed.append(file)
+            elif layout_is_changed(document):
+                found.notes.append(f"{path / file}: other chunks or codecs than msq wrote")
+        except StoreError as error:
+            damaged.add(file)
+            found.problems.append(Problem("metadata", file, str(error)))
+    if unsealed and "zarr.json" not in unsealed:
+        # A store whose root has one was begun with them: one that lacks it has lost it.
+        for file in unsealed:
+            damaged.add(file)
+            _add(found, "metadata", path / file, path, "its digest is missing, it was changed")
+    elif unsealed:
+        found.notes.append(
+            f"{len(unsealed)} of {len(documents)} metadata files were written before there were "
+            "digests: a changed byte in them cannot be seen"
+        )
+    above = {str(parent) for name in present for parent in PurePosixPath(name).parents} - {"."}
+    for name in sorted({*_GROUPS, schema.FAILURES, *_DATASET_ARRAYS[:3], *above} - present):
+        _add(found, "metadata", path / name / "zarr.json", path, "missing")
+    return damaged
+
+
+def _strays(path: Path, files: list[str], found: Verification) -> None:
+    """Files that belong to nothing: of killed writers, or of somebody else."""
+    known = {file.rpartition("/")[0] for file in files if file.endswith("/zarr.json")}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX):
+            found.notes.append(f"{path / file}: left by a writer that was killed")
+        elif name == "zarr.json" or (
+            folder == schema.FAILURES and name.removesuffix(".json").isdigit()
+        ):
+            continue
+        elif file.split("/c/")[0] not in known:
+            _add(found, "stray", path / file, path, "belongs to no array of the store")
+
+
+def _dataset(
+    store: StoreFolder, count: int, damaged: set[str], found: Verification
+) -> tuple[str, ...]:
+    """Check clip ids, splits, partitions and labels; returns the ids, or row numbers for them."""
+    names = [*_DATASET_ARRAYS, *(f"partition/{p['name']}" for p in store.attributes.get(
+        "partitions", ()))]  # fmt: skip
+    ids = tuple(f"row {row}" for row in range(count))
+    for name in names:
+        if name == "label_known" and not (store.path / name).exists():
+            continue
+        if f"{name}/zarr.json" in damaged:
+            continue
+        try:
+            values = store.small_array(name)
+        except MsqError as error:
+            found.problems.append(Problem("dataset", name, str(error)))
+            continue
+        if len(values) != count:
+            _add(found, "dataset", store.path / name, store.path,
+                 f"expected {count} rows, found {len(values)}")  # fmt: skip
+        elif name == "clip":
+            ids = tuple(str(value) for value in values.tolist())
+            if len({*ids}) != count:
+                _add(found, "dataset", store.path / name, store.path, "an id is there twice")
+    return ids
+
+
+def _text(store: StoreFolder, slug: str, damaged: set[str], found: Verification) -> None:
+    for entry in sorted((store.path / "text" / slug).glob("*/zarr.json")):
+        name = f"text/{slug}/{entry.parent.name}"
+        if f"{name}/zarr.json" in damaged:
+            continue
+        try:
+            values = store.small_array(name)
+        except MsqError as error:
+            found.problems.append(Problem("text", name, str(error), encoder=slug))
+            continue
+        if len(values) != len(store.classes):
+            _add(found, "text", store.path / name, store.path,
+                 f"expected {len(store.classes)} classes, found {len(values)}", slug)  # fmt: skip
+        bad = np.flatnonzero(~np.isfinite(values.astype(np.float32)).all(axis=1))
+        if len(bad):
+            names = listed([store.classes[k] for k in bad if k < len(store.classes)])
+            _add(found, "text", store.path / name, store.path,
+                 f"not finite for {len(bad)} classes: {names}", slug)  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from msq.errors import StoreError
+from msq.extract.store_seal import sealed
 from msq.extract.views import CLEAN, View, parse_view
 
 KEY = "views"  # in `attributes.msq` of each of an encoder's arrays
@@ -43,7 +44,7 @@ def with_views(content: bytes, views: Sequence[View]) -> bytes:
     meta["shape"][1] = len(views)
     meta["attributes"]["msq"].pop(KEY, None)
     meta["attributes"]["msq"] |= attributes_of(views)
-    return json.dumps(meta, indent=2).encode()
+    return sealed(json.dumps(meta).encode())
 
 
 def number_of(view: View | int, views: Sequence[View], what: str) -> int:

@@ -30,7 +30,14 @@ from msq.extract.store_identity import (
     first_rows,
     refuse,
 )
-from msq.extract.store_records import Failure, ShardRows, failures_document
+from msq.extract.store_records import (
+    Failure,
+    ShardRows,
+    SmallerBatch,
+    failures_document,
+    same_record,
+)
+from msq.extract.store_seal import KEY, read_metadata
 from msq.extract.store_state import StoreState
 from msq.extract.store_views import joined, views_in, with_views
 from msq.extract.views import CLEAN, View
@@ -47,6 +54,7 @@ class StoreWriter(StoreState):
         store_dtype: dtype of the features.
         shard: rows of one shard.
         label_known: `[clips, classes]`, False where a label is unknown; None when all are known.
+        sweep: remove half-written files; not while other workers write.
 
     Raises:
         SpecMismatch: `path` holds a store of other clips, classes or task.
@@ -62,6 +70,7 @@ class StoreWriter(StoreState):
         store_dtype: schema.StoreDtype = "float16",
         shard: int = 64,
         label_known: NDArray[np.bool_] | None = None,
+        sweep: bool = True,
     ) -> None:
         if not dataset.clips:
             raise UsageError(f"{path}: dataset {dataset.name!r} has no clips to write")
@@ -72,6 +81,7 @@ class StoreWriter(StoreState):
                 f"store dtype: expected {', '.join(schema.DISK_DTYPE)}, found {store_dtype}"
             )
         super().__init__(path, dataset, store_dtype, shard)
+        self._sweep = sweep
         self._prepare_directory()
         self._publish_dataset(label_known)
 
@@ -83,18 +93,29 @@ class StoreWriter(StoreState):
 
         Raises:
             SpecMismatch: an encoder of this name made its features in another way.
+            StoreError: there are commit records, and no metadata that says how they were made.
             UsageError: the name is a dimension's, or the other kind of encoder has it.
         """
         check_names(self.path, spec)
+        records = self.path / "status" / spec.slug / "c"
+        if not self._recorded_views(spec) and any(f.is_file() for f in records.rglob("*")):
+            raise StoreError(
+                f"{records}: commit records without the metadata that says how the features were "
+                "made; msq store repair removes them, and they are made again"
+            )
         every = joined(self._recorded_views(spec), views)
-        content = schema.encoder_keys(
-            spec, self.dataset.name, len(self.dataset.clips), self.store_dtype, self.shard, every
-        )
+        content = self.encoder_content(spec, every)
         compare_encoder(self.path, content)
         self._publish(content)
         self._grow(spec, every)
         self.specs[spec.slug] = spec
         self.views[spec.slug] = every
+
+    def encoder_content(self, spec: EncoderSpec, views: Sequence[View]) -> dict[str, bytes]:
+        """The metadata of an encoder's arrays."""
+        return schema.encoder_keys(
+            spec, self.dataset.name, len(self.dataset.clips), self.store_dtype, self.shard, views
+        )
 
     def has_text(self, spec: EncoderSpec, prompt: str, template: Prompt) -> bool:
         """Whether the class embeddings of this prompt are there.
@@ -112,7 +133,7 @@ class StoreWriter(StoreState):
             refuse(
                 self.path, schema.encoder_difference(wanted, found), f"text/{spec.slug}/{prompt}"
             )
-        return (folder / "c" / "0" / "0").exists()
+        return found is not None and (folder / "c" / "0" / "0").exists()
 
     def add_text(
         self,
@@ -123,6 +144,10 @@ class StoreWriter(StoreState):
         values: NDArray[np.float32],
     ) -> None:
         """Publish class embeddings `[K, D]`; a no-op for keys that are there."""
+        folder = self.path / "text" / spec.slug / prompt
+        if not (folder / "zarr.json").exists():
+            # Numbers of which nothing says any more what made them.
+            remove_file(folder / "c" / "0" / "0")
         self._publish(
             schema.text_keys(spec, self.dataset.name, prompt, template, unknown_words, values)
         )
@@ -133,6 +158,7 @@ class StoreWriter(StoreState):
         rows: Mapping[str, ShardRows],
         failures: Iterable[Failure],
         view: View = CLEAN,
+        smaller_batch: int | None = None,
     ) -> int:
         """Write one view of one shard of one or several encoders; their status goes last.
 
@@ -141,13 +167,17 @@ class StoreWriter(StoreState):
             rows: encoder -> its rows.
             failures: of these encoders and this view; what is recorded of others stays.
             view: which view.
+            smaller_batch: clips of one forward pass where memory was too short for those asked for.
 
         Returns:
             Bytes written.
         """
         name = str(view)
         others = [f for f in self.failures(shard) if f.encoder not in rows or f.view != name]
-        self._write_failures(shard, [*others, *failures])
+        batches = [b for b in self.batches(shard) if b.encoder not in rows or b.view != name]
+        if smaller_batch is not None:
+            batches += [SmallerBatch(smaller_batch, slug, name) for slug in rows]
+        self._write_failures(shard, [*others, *failures], batches)
         written = 0
         for slug, data in rows.items():
             written += self._write_arrays(slug, shard, data, self._number(slug, view))
@@ -175,12 +205,14 @@ class StoreWriter(StoreState):
                 remove_file(path)
         return written
 
-    def _write_failures(self, shard: int, failures: Iterable[Failure]) -> None:
+    def _write_failures(
+        self, shard: int, failures: Iterable[Failure], batches: Iterable[SmallerBatch]
+    ) -> None:
         path = self._failures_path(shard)
-        content = failures_document(shard, failures)
+        content = failures_document(shard, failures, batches)
         if content is None:
             remove_file(path)
-        elif not path.exists() or path.read_bytes() != content:
+        elif not path.exists() or not same_record(path.read_bytes(), content):
             write_file(path, [content])
 
     def _recorded_views(self, spec: EncoderSpec) -> tuple[View, ...]:
@@ -209,12 +241,21 @@ class StoreWriter(StoreState):
             raise UsageError(f"{self.path}: expected a folder for the feature store, found a file")
         if not self.path.exists():
             return
-        remove_temporaries(self.path)
-        if any(self.path.iterdir()) and attributes_at(self.path / "zarr.json") is None:
+        if self._sweep:
+            remove_temporaries(self.path)
+        foreign = any(self.path.iterdir()) and attributes_at(self.path / "zarr.json") is None
+        if foreign and not self._lost_root():
             raise StoreError(
                 f"{self.path}: not a feature store of msq (no zarr.json with its attributes); "
                 "choose another place for the store, or an empty folder"
             )
+
+    def _lost_root(self) -> bool:
+        """Whether all that is missing is the root's metadata, which repair may have removed."""
+        known = attributes_at(self.path / schema.FAILURES / "zarr.json")
+        return not (self.path / "zarr.json").exists() and known == schema.FAILURES_NOTE | {
+            KEY: (known or {}).get(KEY)
+        }
 
     def _publish_dataset(self, label_known: NDArray[np.bool_] | None) -> None:
         found = attributes_at(self.path / "zarr.json")
@@ -226,19 +267,29 @@ class StoreWriter(StoreState):
                 "this store",
             )
         content = schema.dataset_keys(self.dataset, msq.__version__, label_known)
-        for key in self._publish(content):
-            if not key.endswith("zarr.json") and (self.path / key).read_bytes() != content[key]:
+        for key, value in content.items():
+            path = self.path / key
+            if key.endswith("zarr.json") or not path.exists():
+                continue
+            if path.read_bytes() != value:
                 raise StoreError(
-                    f"{self.path / key}: the bytes changed after they were written; "
+                    f"{path}: the bytes changed after they were written; "
                     "delete this file and run msq extract again"
                 )
+        self._publish(content)
 
     def _publish(self, content: Mapping[str, bytes]) -> list[str]:
-        """Write the keys that are missing; returns those that were there."""
+        """Write the keys that are missing; returns those that were there.
+
+        Raises:
+            StoreError: metadata that is there is damaged.
+        """
         present = []
         for key, value in content.items():
             path = self.path / key
             if path.exists():
+                if key.endswith("zarr.json"):
+                    read_metadata(path)
                 present.append(key)
             else:
                 write_file(path, [value])

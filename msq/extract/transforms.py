@@ -6,6 +6,7 @@ so does torch's uint8 kernel; a float path skips that and ends 5 to 12 grey leve
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -153,12 +154,23 @@ def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         raise ValueError(f"expected three means and three positive stds, found {mean} and {std}")
     if frames.dim() < 3 or frames.shape[-3] != 3:
         raise ValueError(f"expected frames [..., 3, h, w], found {tuple(frames.shape)}")
-    # The two constants are made in float64, so that only the affine itself is rounded.
-    offset, spread = (torch.tensor(list(v), dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
-    scale = (1.0 / (255.0 * spread)).to(frames.device, torch.float32)
-    bias = (-offset / spread).to(frames.device, torch.float32)
+    scale, bias = _affine(tuple(mean), tuple(std), frames.device)
     values = frames.to(torch.float32, copy=True)
     return torch.addcmul(bias, values, scale, out=values)
+
+
+@functools.lru_cache(maxsize=32)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The scale and bias `[3, 1, 1]` of `normalise`, on a device once and for all batches.
+
+    They are made in float64, so that only the affine itself is rounded.
+    """
+    with torch.inference_mode(False):  # whatever the first call was made in
+        offset, spread = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        scale, bias = 1.0 / (255.0 * spread), -offset / spread
+        return scale.to(device, torch.float32), bias.to(device, torch.float32)
 
 
 def _scaled(video: Tensor, height: int, width: int, resize: str) -> Tensor:

@@ -24,7 +24,7 @@ def run(
     """The document of `msq.bench.runner.run_cases` for the cases of a kind.
 
     Args:
-        kind: `head`, `store` or `decode`.
+        kind: `head`, `store`, `decode` or `extract`.
         quick: tiny sizes.
         rounds: how often each side runs; None leaves it to the case.
         device: `auto`, `cpu` or `cuda`.
@@ -59,6 +59,8 @@ def show(document: dict[str, Any], *, json: bool = False) -> int:
         print("--quick: tiny sizes, to see that everything runs; the numbers mean nothing")
     for case in document["cases"]:
         _show_case(case)
+    for name, reason in document["not_run"].items():
+        print(f"\n{name}: not run: {reason}")
     return exit_code(document)
 
 
@@ -85,6 +87,13 @@ def _show_case(case: dict[str, Any]) -> None:
             cells.append(f"{100 * case['mfu'][name]:.1f} %")
         rows.append(cells)
     terminal.table(f"median (quartiles) of {case['rounds']} rounds", header, rows)
+    for what, figure in case["figures"].items():
+        wanted = ""
+        if figure["goal"] is not None:
+            bound = "at most" if figure["most"] else "at least"
+            state = "reached" if figure["met"] else "MISSED"
+            wanted = f" ({bound} {figure['goal']:g}: {state})"
+        print(f"{what}: {figure['value']:.3g}{wanted}")
 
 
 def _spread(found: dict[str, float], digits: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msq.report import terminal
@@ -11,29 +10,59 @@ from msq.report import terminal
 if TYPE_CHECKING:
     from msq.extract.pipeline import ExtractResult
     from msq.extract.request import ExtractRequest
-    from msq.extract.views import View
 
 SHOWN = 20
-STATUS = ("missing", "ok", "failed", "degraded")  # by the store's status code
 
 
 def run(request: ExtractRequest, *, quiet: bool = False) -> ExtractResult:
     """Run the request with progress on stderr."""
+    hint = "" if quiet else precision_hint(request)
+    if hint:
+        terminal.say(hint)
     with terminal.progress("extracting", quiet=quiet) as update:
         return request.run(lambda event: update(event["done"], event["total"], note(event)))
 
 
+def precision_hint(request: ExtractRequest) -> str:
+    """What to know about `--precision` on this processor; empty on a GPU and for small encoders.
+
+    The precision is part of a store's spec, so nothing chooses it but the user.
+    """
+    from msq.extract.decode_pool import multiplies_bf16
+    from msq.extract.request import EMBEDDED, NONE, resolve_device
+
+    fast = multiplies_bf16()
+    large = {request.video_encoder, request.image_encoder} - {EMBEDDED, NONE}
+    if fast is None or not large or resolve_device(request.device) != "cpu":
+        return ""
+    if fast and request.precision == "fp32":
+        return (
+            "hint: this processor multiplies bfloat16 in hardware: --precision bf16 is likely "
+            "faster for large encoders (it is part of the store's spec; try it with --limit 8)"
+        )
+    if not fast and request.precision == "bf16":
+        return (
+            "hint: this processor has no bfloat16 products (AVX512-BF16, AMX): --precision fp32 is "
+            "likely several times faster here"
+        )
+    return ""
+
+
 def note(event: dict[str, Any]) -> str:
-    """Rates of a progress event in a few words: videos/s, frames/s per stage, the bottleneck."""
+    """A progress event in a few words: videos/s, time left, frames/s per stage, the bottleneck."""
     parts = []
     if event.get("clips_per_second"):
         parts.append(f"{event['clips_per_second']:.1f} videos/s")
+    if event.get("seconds_left"):
+        parts.append(f"{duration(event['seconds_left'])} left")
     stages = event.get("stages") or {}
     parts += [f"{k} {v:.0f} frames/s" for k, v in stages.items() if isinstance(v, int | float)]
     if stages.get("bottleneck"):
         parts.append(f"waiting for {stages['bottleneck']}")
     if event.get("failed"):
         parts.append(f"{event['failed']} failed")
+    if event.get("smaller_batch"):
+        parts.append(f"out of memory, batches of {event['smaller_batch']}")
     return ", ".join(parts)
 
 
@@ -110,7 +139,7 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
         terminal.say(f"skipped: {_line(item)}")
     if plan["left_out"]:
         terminal.say(f"{plan['left_out']} left out by the dataset's own rules (--json lists them)")
-    if not plan["enough"]:
+    if plan["enough"] is False:
         terminal.say("warning: the disk has less free space than the run will write")
     if json:
         terminal.print_json(plan)
@@ -139,8 +168,34 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
     print(f"clips: {plan['missing']} without a file, {plan['failed']} failed in earlier runs")
     print(
         f"store: {size(parts['total'])} when finished (features {size(parts['features'])}), "
-        f"{size(parts['pending'])} of it to be written; {size(plan['free_bytes'])} free"
+        f"{size(parts['pending'])} of it to be written"
+        + ("" if plan["free_bytes"] is None else f"; {size(plan['free_bytes'])} free")
     )
+    print(_expected(plan["expected"]))
+
+
+def _expected(found: Mapping[str, Any]) -> str:
+    """The expected time in words, and what it comes from."""
+    if found["seconds"] is None or not found["sampled"]:
+        return f"time: {'none' if found['seconds'] == 0 else 'not known'}, {found['reason']}"
+    encoding = " + ".join(
+        f"{seconds:.2g} s {slug}"
+        for slug, seconds in found["encode_seconds"].items()
+        if seconds is not None
+    )
+    return (
+        f"time: about {duration(found['seconds'])} for {found['clips']} clips with "
+        f"{found['workers']} decode processes (measured on {found['sampled']} of them: decoding "
+        f"{found['decode_seconds']:.2g} s a clip, encoding {encoding} a clip and view)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose."""
+    for name, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {name}"
+    return f"{seconds:.1f} s"
 
 
 def size(count: int) -> str:
@@ -151,95 +206,6 @@ def size(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} {units[-1]}"
-
-
-def show_store(path: Path, *, json: bool = False) -> None:
-    """What a store holds, how it was made, how complete it is."""
-    from msq.extract.encoders.prompts import described
-    from msq.extract.store import open_store
-
-    store = open_store(path)
-    encoders: dict[str, dict[str, Any]] = {}
-    for kind in ("video", "image"):
-        for slug in store.encoders(kind):
-            views = [
-                {"view": str(view), **_counts(store.status(slug, view))}
-                for view in store.views(slug)
-            ]
-            encoders[slug] = {
-                "kind": kind,
-                "spec": store.spec(slug, kind).line(store.name),
-                "stored": store.store_dtype(slug),
-                **{word: views[0][word] for word in STATUS},
-                "views": views,
-            }
-    document: dict[str, Any] = {
-        "store": str(path),
-        "dataset": store.name,
-        "task": store.task,
-        "clips": len(store),
-        "splits": {s: store.splits.count(s) for s in dict.fromkeys(store.splits)},
-        "partitions": {
-            name: {s or "unused": splits.count(s) for s in dict.fromkeys(splits)}
-            for name, splits in store.partitions.items()
-        },
-        "classes": len(store.classes),
-        "encoders": encoders,
-        "text": {slug: store.prompts(slug) for slug in store.encoders("text")},
-        "failures": store.failures(),
-    }
-    if json:
-        terminal.print_json(document)
-        return
-    splits = ", ".join(f"{n} {s}" for s, n in document["splits"].items())
-    title = f"{path}: {store.name}, {len(store)} clips ({splits}), {len(store.classes)} classes"
-    rows = [row for slug in encoders for row in _view_rows(slug, store.views(slug), encoders[slug])]
-    terminal.table(title, ("encoder", "views", *STATUS), rows)
-    for slug, encoder in encoders.items():
-        terminal.say(f"{slug}: {encoder['spec']}, stored as {encoder['stored']}")
-    for name, counts in document["partitions"].items():
-        terminal.say(f"partition {name}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
-    for slug, prompts in document["text"].items():
-        shown = (described(store.templates(slug, name)) for name in prompts)
-        terminal.say(f"text {slug}: {', '.join(shown)}")
-
-
-def _counts(status: Any) -> dict[str, int]:
-    """Rows of each status."""
-    return {word: int((status == code).sum()) for code, word in enumerate(STATUS)}
-
-
-def _view_rows(
-    slug: str, views: Sequence[View], encoder: Mapping[str, Any]
-) -> list[tuple[str, ...]]:
-    """A line for each kind of view of an encoder, counts added up."""
-    from msq.extract.store_views import groups_of
-
-    rows = []
-    for first, last, words in groups_of(views):
-        counted = encoder["views"][first : last + 1]
-        name = words if first == last else f"{words} ({last - first + 1})"
-        rows.append((slug, name, *(str(sum(v[word] for v in counted)) for word in STATUS)))
-    return rows
-
-
-def verify_store(path: Path, *, json: bool = False) -> bool:
-    """Read every row of every view against its checksum; True when all are sound."""
-    from msq.extract.store import open_store
-    from msq.extract.store_verify import readable_rows
-
-    store = open_store(path)
-    problems = store.verify()
-    checked = readable_rows(store)
-    for problem in problems:
-        terminal.say(problem)
-    document = {"store": str(path), "ok": not problems, "checked": checked, "problems": problems}
-    if json:
-        terminal.print_json(document)
-    else:
-        verdict = "sound" if not problems else f"{len(problems)} problems"
-        terminal.table(str(path), ("rows read", "result"), [(str(checked), verdict)])
-    return not problems
 
 
 def show_encoders(*, json: bool = False) -> None:

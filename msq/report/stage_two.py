@@ -1,20 +1,16 @@
-"""Stage two as a person sees it: training, scoring, zero-shot sweeps, predictions."""
+"""Stage two as a person sees it: training, scoring, predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from msq import config as configuration
-from msq.config import Classifier, Queries, RunConfig
-from msq.errors import UsageError
+from msq.config import RunConfig
 from msq.extract.request import resolve_device
 from msq.report import terminal
 from msq.report.scores import counts, metric_rows, say_exports, scope
-
-if TYPE_CHECKING:
-    from msq.head.class_splits import ClassSplit
 
 
 def settings(
@@ -124,131 +120,6 @@ def show(result: Mapping[str, Any], *, json: bool = False) -> None:
         f"{counts(metrics)}; {result['coverage']}; {result['epochs']} "
         f"epochs in {result['seconds']:.1f} s ({result['seconds_per_epoch']:.2f} s each)"
     )
-
-
-def zero_shot(
-    store: Path,
-    config: RunConfig,
-    seen: str,
-    splits: int,
-    queries: str,
-    classifier: str | None,
-    *,
-    split_dir: Path | None = None,
-    class_order: bool = False,
-    device: str = "auto",
-    quiet: bool = False,
-) -> list[dict[str, Any]]:
-    """Sweep class splits on a store; the list of results.
-
-    Without a classifier each query mode gets the one that suits it; see `msq.head.zeroshot`. The
-    class splits are drawn, unless `split_dir` holds lists or `class_order` takes the first classes
-    as the seen ones; `splits` and, with lists, `seen` then play no part.
-
-    Raises:
-        UsageError: shares that are no percentages, unknown queries, both kinds of splits at once,
-            or lists that do not fit the store.
-    """
-    from msq.extract.store import open_store
-    from msq.head import zeroshot
-    from msq.head.features import configured_features
-
-    if class_order and split_dir is not None:
-        raise UsageError("--class-order and --split-dir: expected one of them, found both")
-    modes = _modes(queries)
-    try:
-        shares = [float(x) for x in seen.split(",")]
-    except ValueError:
-        raise UsageError(f"--seen {seen!r}: expected percentages such as 50,75") from None
-    features = configured_features(open_store(store), config.features)
-    given = _class_splits(features.classes, shares, split_dir, class_order)
-    total = (len(shares) * splits if given is None else len(given)) * len(modes)
-    done = 0
-
-    with terminal.progress("zero-shot", quiet=quiet) as update:
-
-        def report(event: Mapping[str, Any]) -> None:
-            nonlocal done
-            done += 1
-            unseen = terminal.percent(event["unseen"])
-            update(done, total, f"{event['seen']:g} % seen, {event['queries']}: unseen {unseen}")
-
-        return zeroshot.zero_shot(
-            features,
-            config,
-            seen=shares,
-            splits=splits,
-            queries=modes,
-            classifier=cast(Classifier | None, classifier),
-            class_splits=given,
-            device=resolve_device(device),
-            progress=report,
-        )
-
-
-def _class_splits(
-    classes: Sequence[str], shares: Sequence[float], folder: Path | None, in_order: bool
-) -> list[ClassSplit] | None:
-    """The splits from lists or in class order; None where they are drawn."""
-    from msq.head.class_splits import class_order_split, class_splits_from_folder
-
-    if folder is not None:
-        return class_splits_from_folder(classes, folder)
-    return [class_order_split(classes, x / 100) for x in shares] if in_order else None
-
-
-def _modes(queries: str) -> tuple[Queries, ...]:
-    from msq.head.zeroshot import ALL_QUERIES
-
-    if queries == "all":
-        return ALL_QUERIES
-    names = tuple(x.strip() for x in queries.split(","))
-    unknown = [x for x in names if x not in ALL_QUERIES]
-    if unknown:
-        raise UsageError(f"--queries {unknown[0]!r}: expected {', '.join(ALL_QUERIES)} or all")
-    return cast(tuple[Queries, ...], names)
-
-
-def show_zero_shot(results: Sequence[Mapping[str, Any]], *, json: bool = False) -> None:
-    """One line per (seen, queries), and a warning of every split that leaks."""
-    _warn_of_leaks(results)
-    if json:
-        terminal.print_json(list(results))
-        return
-    rows = []
-    for r in results:
-        unseen = next(iter(r["unseen"].values()))
-        general = r["generalised_splits"]
-        rows.append(
-            (
-                f"{r['seen']} % seen, {r['queries']} ({r['classifier']})",
-                terminal.spread(unseen["mean"], unseen["std"]),
-                terminal.spread(r["chance"]["mean"], r["chance"]["std"]),
-                *(terminal.spread(general[k]["mean"], general[k]["std"]) for k in general),
-            )
-        )
-    metric = next(iter(results[0]["unseen"]))
-    title = (
-        f"zero-shot {metric}, {results[0]['splits']} splits, {results[0]['classifier']} "
-        f"classifier, views {results[0].get('views', 'clean')}"
-    )
-    header = ("", "unseen only", "chance", "general. seen", "general. unseen", "harmonic")
-    terminal.table(title, header, rows)
-
-
-def _warn_of_leaks(results: Sequence[Mapping[str, Any]]) -> None:
-    shown = set()
-    for result in results:
-        for run in result["runs"]:
-            for leak in run["leaks"]:
-                name = f"{result['seen']} % seen, {run['source']}"
-                if (name, leak["seen"], leak["unseen"]) not in shown:
-                    shown.add((name, leak["seen"], leak["unseen"]))
-                    terminal.say(
-                        f"warning: split {name} leaks: {terminal.percent(leak['share'])} % of the "
-                        f"clips of one of {leak['seen']} (seen) and {leak['unseen']} (unseen) are "
-                        "the other's too"
-                    )
 
 
 def predict(

@@ -9,20 +9,23 @@ read at all is a `DatasetError`.
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
-import json
 import math
-from collections.abc import Iterator
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from msq.errors import DatasetError
 from msq.extract.datasets.dataset import SPLITS, Clip, Dataset, Task
+from msq.extract.datasets.manifest_lines import (
+    COLUMNS,
+    REQUIRED,
+    csv_lines,
+    decode_text,
+    jsonl_lines,
+    unfit_text,
+)
 
-REQUIRED = ("path", "labels", "split")
-OPTIONAL = ("id", "start", "end", "unknown")
 Policy = Literal["skip", "error"]
 
 
@@ -69,8 +72,9 @@ def read_manifest(
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"manifest {path}: expected a CSV or JSONL file, found nothing there")
-    text = _decode(path)
-    lines = _jsonl(text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path, text)
+    text = decode_text(path)
+    jsonl = path.suffix.lower() in (".jsonl", ".ndjson")
+    lines = jsonl_lines(text) if jsonl else csv_lines(path, text)
     rows: list[_Row] = []
     skipped: list[tuple[str, str]] = []
     known = read_classes(classes) if classes is not None else None
@@ -117,10 +121,16 @@ def read_classes(path: Path) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"classes file {path}: expected a text file, found nothing there")
-    lines = [line.strip() for line in _decode(path).splitlines() if line.strip()]
+    lines = [x.strip() for x in re.split(r"\r\n|\r|\n", decode_text(path)) if x.strip()]
+    for line in lines:
+        if unfit := unfit_text(line):
+            raise DatasetError(f"classes file {path}: a line {unfit}")
     header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
     if "name" in header and len(header) > 1:
-        records = list(csv.DictReader(lines, fieldnames=header))[1:]
+        try:
+            records = list(csv.DictReader(lines, fieldnames=header))[1:]
+        except csv.Error as bad:
+            raise DatasetError(f"classes file {path}: cannot be read as CSV: {bad}") from None
         if "id" in header:
             ids = [str(r["id"]).strip() for r in records]
             if sorted(ids) != sorted(str(i) for i in range(len(ids))):
@@ -128,7 +138,12 @@ def read_classes(path: Path) -> tuple[str, ...]:
                     f"classes file {path}: expected the ids 0 to {len(ids) - 1}, found {ids[:5]}…"
                 )
             records.sort(key=lambda r: int(str(r["id"]).strip()))
-        names = [str(r["name"]).strip() for r in records]
+        names = [(r["name"] or "").strip() for r in records]
+        if "" in names:
+            raise DatasetError(
+                f"classes file {path}: expected a name on every line, found none on number "
+                f"{names.index('') + 1} of the classes"
+            )
     else:
         names = lines
     if not names:
@@ -139,84 +154,20 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _decode(path: Path) -> str:
-    """The file's text. Bytes that are not UTF-8 stay marked, so that only their line is lost."""
-    raw = path.read_bytes()
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        try:
-            return raw.decode("utf-16")
-        except UnicodeDecodeError as bad:
-            raise DatasetError(f"{path}: starts as UTF-16 but is not: {bad.reason}") from None
-    return raw.decode("utf-8-sig", errors="surrogateescape")
-
-
-def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(where, record or reason) for every data line of a CSV or TSV file."""
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if "\t" in first and "," not in first else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-    except csv.Error as bad:
-        raise DatasetError(f"manifest {path}: the header cannot be read as CSV: {bad}") from None
-    missing = [column for column in REQUIRED if column not in header]
-    if missing:
-        raise DatasetError(
-            f"manifest {path}: expected a header with the columns {', '.join(REQUIRED)} "
-            f"(and optionally {', '.join(OPTIONAL)}), found {', '.join(header) or 'nothing'}"
-        )
-    if len(set(header)) != len(header):
-        raise DatasetError(f"manifest {path}: a column stands twice in {', '.join(header)}")
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as bad:
-            yield f"line {reader.line_num}", f"malformed line: {bad}"
-            continue
-        where = f"line {reader.line_num}"
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            yield (
-                where,
-                f"malformed line: expected {len(header)} fields, found {len(cells)} (a field "
-                "that holds a comma needs double quotes)",
-            )
-            continue
-        yield where, dict(zip(header, cells, strict=True))
-
-
-def _jsonl(text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(where, record or reason) for every line of a JSONL file."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as bad:
-            yield f"line {number}", f"malformed line: not JSON ({bad})"
-            continue
-        if not isinstance(record, dict):
-            yield f"line {number}", f"malformed line: expected an object, found {line.strip()[:40]}"
-            continue
-        yield f"line {number}", record
-
-
 def _row(path: Path, where: str, record: dict[str, Any] | str, task: Task) -> _Row:
     """Check one record; raises _BadLine with the reason when it cannot be used."""
     if isinstance(record, str):
         raise _BadLine(record)
-    for key, value in record.items():
-        if isinstance(value, str) and any("\udc80" <= char <= "\udcff" for char in value):
-            shown = value.encode("utf-8", "surrogateescape").decode("latin-1")
-            raise _BadLine(f"{key} is not UTF-8 (as Latin-1 it reads {shown!r}); save as UTF-8")
+    for key in COLUMNS:
+        value = record.get(key)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str) and (unfit := unfit_text(part)):
+                raise _BadLine(f"{key} {unfit}")
     missing = [column for column in REQUIRED if column not in record]
     if missing:
         raise _BadLine(f"malformed line: no {', '.join(missing)}")
     relative = record["path"]
-    if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
+    if not isinstance(relative, str) or not relative.strip():
         raise _BadLine(f"malformed line: expected a path, found {relative!r}")
     split = str(record["split"]).strip().lower()
     if split not in SPLITS:
@@ -263,7 +214,7 @@ def _seconds(record: dict[str, Any], key: str) -> float | None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _BadLine(f"bad {key} {value!r}: expected seconds") from None
     if not math.isfinite(seconds) or seconds < 0:
         raise _BadLine(f"bad {key} {value!r}: expected seconds, 0 or more")

@@ -1,0 +1,130 @@
+"""Batches of uint8 frames to an encoder's device, and features back, without waiting for either.
+
+On a GPU both ways go through pinned memory: frames on a stream of their own, beside the encoding
+of the batch before; features behind their encoding, to be fetched when the next batch is under
+way. On a CPU nothing is copied beyond the stacking of the clips.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_SLOTS = 2  # pinned buffers of one size: one is filled while the other is sent
+_SHORT = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+class Sender:
+    """Stacks the frames of clips and sends them to a device.
+
+    Args:
+        device: of the encoder.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._slots: dict[tuple[int, ...], list[tuple[Tensor, torch.cuda.Event]]] = {}
+
+    def send(self, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Uint8 `[B, T, 3, h, w]` on the device, of clips `[T, 3, h, w]`.
+
+        The frames may be overwritten as soon as this returns.
+        """
+        if self._stream is None:
+            return torch.from_numpy(np.stack(frames)).to(self._device)
+        buffer, sent = self._slot((len(frames), *frames[0].shape))
+        sent.synchronize()
+        np.stack(frames, out=buffer.numpy())
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            pixels = buffer.to(self._device, non_blocking=True)
+            sent.record(self._stream)
+        current.wait_stream(self._stream)
+        pixels.record_stream(current)
+        return pixels
+
+    def _slot(self, shape: tuple[int, ...]) -> tuple[Tensor, torch.cuda.Event]:
+        """The pinned buffer of this shape that was used longest ago."""
+        slots = self._slots.setdefault(shape, [])
+        if len(slots) < _SLOTS:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            slots.append((torch.empty(shape, dtype=torch.uint8, pin_memory=True), event))
+        else:
+            slots.append(slots.pop(0))
+        return slots[-1]
+
+
+class Arriving:
+    """Features on their way to the host; made right after they were computed.
+
+    Args:
+        features: `[B, ...]` float32 on the encoder's device.
+        dtype: that of the store.
+        began: when the encoding began.
+    """
+
+    def __init__(self, features: Tensor, dtype: torch.dtype, began: Moment) -> None:
+        self._features = features
+        cast = features.to(dtype)
+        finite = torch.isfinite(cast).flatten(1).all(dim=1)
+        self._began, self._ended = began, Moment(features.device)
+        self._values, self._finite = _to_host(cast), _to_host(finite)
+        self._arrived = Moment(features.device)
+
+    def fetch(self) -> tuple[Tensor, list[bool], float]:
+        """Wait for them: values `[B, ...]` in the store's dtype, which are finite, seconds."""
+        self._arrived.wait()
+        seconds = self._ended.since(self._began)
+        return self._values.contiguous(), self._finite.tolist(), seconds
+
+    def largest(self, place: int) -> float:
+        """The largest magnitude of one clip, NaN where there is one."""
+        return float(self._features[place].abs().max())
+
+
+class Moment:
+    """A moment in the work of a device: on a GPU that of its stream, else now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._time = time.perf_counter()
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Until the device has come to it."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def since(self, other: Moment) -> float:
+        """Seconds from another one, when both have come."""
+        if self._event is not None and other._event is not None:
+            return float(other._event.elapsed_time(self._event)) / 1e3
+        return self._time - other._time
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too short, on a device or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _SHORT)
+
+
+def free_memory() -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _to_host(values: Tensor) -> Tensor:
+    if values.device.type != "cuda":
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)

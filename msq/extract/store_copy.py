@@ -1,0 +1,225 @@
+"""Rows of stores copied into another, shard by shard, bit by bit or in another number type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msq.errors import StoreError, UsageError
+from msq.extract import store_schema as schema
+from msq.extract.claims import claim_store
+from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.location import is_archive, is_local
+from msq.extract.shard_builder import to_disk
+from msq.extract.store import FeatureStore
+from msq.extract.store_folder import StoreFolder
+from msq.extract.store_problems import listed
+from msq.extract.store_records import Failure, ShardRows, read_failures
+from msq.extract.store_writer import StoreWriter
+from msq.extract.stored_dataset import StoredDataset
+from msq.extract.views import View
+
+Progress = Callable[[dict[str, Any]], None]
+_READABLE = (schema.OK, schema.DEGRADED)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source: which store, and which row of it."""
+
+    store: FeatureStore
+    row: int
+
+
+def claim_target(out: Path) -> AbstractContextManager[None]:
+    """The right to write `out`. Nothing can be claimed in an object store.
+
+    Raises:
+        StoreError: another process has it.
+        UsageError: it is a zip file.
+    """
+    if is_archive(out) or (is_local(out) and out.suffix == ".zip"):
+        raise UsageError(f"{out}: expected a folder or URL; msq store export writes a zip file")
+    return claim_store(out) if is_local(out) else nullcontext()
+
+
+def copy_rows(
+    rows: Sequence[Row],
+    out: Path,
+    dataset: StoredDataset,
+    encoders: Sequence[str],
+    *,
+    store_dtype: schema.StoreDtype | None,
+    shard: int | None,
+    views: Sequence[View] | None,
+    lossy: bool,
+    progress: Progress | None = None,
+) -> int:
+    """Write a store of rows of others; shards of it that are done already stay.
+
+    Args:
+        rows: where each row comes from, in the order of `dataset`.
+        out: the new store, claimed.
+        dataset: what it is of.
+        encoders: names of the video and image encoders to copy.
+        store_dtype: of the features; None keeps each encoder's.
+        shard: rows of a shard; None keeps each encoder's.
+        views: those to keep; None keeps all that an encoder has.
+        lossy: allow numbers to be rounded.
+        progress: called with `stage, done, total, failed`.
+
+    Returns:
+        Rows copied, over all encoders and views.
+
+    Raises:
+        StoreError: a row cannot be read, or its numbers do not fit without rounding.
+    """
+    first = rows[0].store
+    made = 0
+    for slug in encoders:
+        kind = "video" if slug in first.encoders("video") else "image"
+        before = first.store_dtype(slug)
+        dtype: Any = store_dtype or before
+        writer = _Copy(
+            out,
+            dataset,
+            store_dtype=dtype,
+            shard=shard or first.shard(slug),
+            converted=_widened(first, slug, before, dtype),
+        )
+        spec = first.spec(slug, kind)
+        kept = [v for v in first.views(slug) if views is None or v in views]
+        writer.add_encoder(spec, kept)
+        for view in kept:
+            for number in range(writer.shards):
+                if not writer.is_done(slug, number, view):
+                    made += _copy_shard(writer, rows, slug, kind, number, view, lossy)
+                if progress is not None:
+                    progress({"stage": "copy", "done": number + 1, "total": writer.shards,
+                              "failed": 0})  # fmt: skip
+    return made
+
+
+def copy_text(store: FeatureStore, out: Path, dataset: StoredDataset, slugs: Iterable[str]) -> None:
+    """Copy the class embeddings of text encoders."""
+    writer = StoreWriter(out, dataset)
+    for slug in slugs:
+        spec = store.spec(slug, "text")
+        for prompt in store.prompts(slug):
+            templates = store.templates(slug, prompt)
+            template = templates[0] if len(templates) == 1 else templates
+            if not writer.has_text(spec, prompt, template):
+                values = store.text(slug, prompt).numpy()
+                unknown = store.unknown_words(slug, prompt)
+                writer.add_text(spec, prompt, template, unknown, values)
+
+
+class _Copy(StoreWriter):
+    """A writer whose features may say that they had fewer digits before."""
+
+    def __init__(self, *arguments: Any, converted: str | None, **options: Any) -> None:
+        self._converted = converted
+        super().__init__(*arguments, **options)
+
+    def encoder_content(self, spec: EncoderSpec, views: Sequence[View]) -> dict[str, bytes]:
+        content = super().encoder_content(spec, views)
+        if self._converted is None:
+            return content
+        extra = {schema.CONVERTED: self._converted}
+        return {key: schema.with_attributes(value, extra) for key, value in content.items()}
+
+
+def _widened(store: FeatureStore, slug: str, before: str, after: str) -> str | None:
+    """What features were before they were made wider; None where nothing is hidden by that."""
+    recorded = store.making(slug).get(schema.CONVERTED)
+    if after == "float32" and before != "float32":
+        return before
+    return str(recorded) if recorded and after == before else None
+
+
+def _copy_shard(
+    writer: StoreWriter,
+    rows: Sequence[Row],
+    slug: str,
+    kind: str,
+    shard: int,
+    view: View,
+    lossy: bool,
+) -> int:
+    """Copy one view of one shard; returns how many rows of it can be read."""
+    numbers = writer.rows(shard)
+    features, times = schema.feature_arrays(writer.specs[slug], writer.store_dtype)
+    count = len(numbers)
+    data = ShardRows(
+        np.zeros((count, *features.row), dtype=features.dtype),
+        np.full((count, *times.row), np.nan, dtype=np.float32),
+        np.zeros(count, dtype=np.uint8),
+    )
+    failures: list[Failure] = []
+    groups: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        groups.setdefault(id(rows[number].store), []).append(place)
+    for places in groups.values():
+        store = rows[numbers[places[0]]].store
+        own = np.array([rows[numbers[place]].row for place in places])
+        data.status[places] = store.status(slug, view).numpy()[own]
+        readable = np.isin(data.status[places], _READABLE)
+        here = np.asarray(places)[readable]
+        if len(here):
+            read = store.tokens if kind == "video" else store.image
+            values = read(own[readable], slug, view)
+            _check_exact(store, values, own[readable], writer.store_dtype, lossy, slug)
+            data.features[here] = to_disk(values.float(), writer.store_dtype)
+            data.times[here] = store.time(own[readable], slug, view).numpy()
+        failures += _failures(store, dict(zip(own.tolist(), places, strict=True)), numbers.start,
+                              slug, view)  # fmt: skip
+    if (data.status == schema.MISSING).all():
+        return 0  # not extracted yet, and no more so in the copy
+    writer.commit(shard, {slug: data}, failures, view)
+    return int(np.isin(data.status, _READABLE).sum())
+
+
+def _check_exact(
+    store: FeatureStore,
+    values: torch.Tensor,
+    rows: NDArray[np.int64],
+    store_dtype: str,
+    lossy: bool,
+    slug: str,
+) -> None:
+    target = getattr(torch, store_dtype)
+    cast = values.to(target)
+    lost = ~torch.isfinite(cast.float()).flatten(1).all(dim=1)
+    what = f"overflow {store_dtype}"
+    if not lost.any() and not lossy:
+        lost = (cast.to(torch.float64) != values.to(torch.float64)).flatten(1).any(dim=1)
+        what = f"cannot be held by {store_dtype} without rounding (--lossy rounds them)"
+    if lost.any():
+        names = [store.clips[row] for row in rows[lost.numpy()]]
+        raise StoreError(
+            f"{store.path}: features of {slug} of {len(names)} clips {what}: {listed(names)}"
+        )
+
+
+def _failures(
+    store: StoreFolder, places: dict[int, int], first: int, slug: str, view: View
+) -> list[Failure]:
+    """What is recorded of some rows of one source, by their rows in the copy."""
+    size = store.shard(slug)
+    found = []
+    for shard in sorted({row // size for row in places}):
+        path = store.path / schema.FAILURES / f"{shard:05d}.json"
+        if not path.exists():
+            continue
+        for failure in read_failures(path.read_bytes()):
+            mine = failure.encoder == slug and failure.view == str(view)
+            if mine and failure.row in places:
+                found.append(replace(failure, row=first + places[failure.row]))
+    return found
