@@ -15,6 +15,7 @@ from msq.cli import app
 from msq.errors import MsqError
 from msq.extract.datasets.options import check_options, parse_options
 from msq.extract.datasets.registry import find_adapter
+from msq.head.grid_file import preset_names, read_grid
 
 ROOT = Path(__file__).parents[1]
 # Words that stand for something: they show that a command goes on, and are no arguments.
@@ -69,7 +70,10 @@ def wrong(shown: Shown) -> str | None:
         if given.get("dataset"):
             adapter = find_adapter(given["dataset"])
             check_options(adapter.name, parse_options(given["option"] or ()), adapter.options)
-        if overrides := [x for x in given.get("overrides") or () if x != "KEY=VALUE"]:
+        overrides = [x for x in given.get("overrides") or () if x != "KEY=VALUE"]
+        if given.get("file") in preset_names():
+            read_grid(given["file"], overrides)
+        elif overrides and "file" not in given:
             configuration.override(configuration.RunConfig(), overrides)
     except MsqError as error:
         return str(error)
@@ -129,6 +133,7 @@ def test_the_page_holds_the_numbers_to_stand_beside():
         ("msq train-head", "Missing parameter"),
         ("msq train-head clips.zarr optim.rate=3e-4", "optim.rate"),
         ("msq train-head clips.zarr --queries video", "'video' is not one of"),
+        ("msq grid table3-charades extract.rot=DIR", "unknown key extract.rot; did you mean"),
     ],
 )
 def test_a_wrong_line_is_noticed(line, problem):

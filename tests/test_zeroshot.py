@@ -326,7 +326,8 @@ def test_the_result_has_the_documented_keys_and_honest_spread(tmp_path: Path) ->
         assert len({run["hash"] for run in result["runs"]}) == 2
     assert results[0]["runs"][0]["hash"] == results[1]["runs"][0]["hash"]
     json.dumps(results)
-    assert (tmp_path / "seen50" / "split1" / "text" / "result.json").exists()
+    for run in (run for result in results for run in result["runs"]):
+        assert (tmp_path / "trials" / run["trial"] / "run" / "result.json").exists()
     again = zero_shot(features, short, tmp_path, seen=(50, 75), splits=2, classifier="shared")
     assert again == results
     assert spread([0.5]) == {"mean": 0.5, "std": None, "values": [0.5]}

@@ -1,143 +1,204 @@
-"""Zero-shot: train on some classes, score on the others.
+"""Zero-shot sweeps: train on some classes, score on the others, over many class splits.
 
-Training sees the training clips that have a seen label, and the seen columns only: a clip that
-also shows an unseen class is kept, and its unseen labels are dropped. Validation clips come from
-the training clips (or the validation split) and are scored on seen classes.
-
-*Unseen-only*: test clips with at least one unseen label, unseen classes as the only queries.
-*Generalised*: all test clips with a label, all classes as queries at once; the numbers of seen and
-unseen classes are then told apart and joined by their harmonic mean. For single-label sets, where
-the metric is top-1 accuracy, a clip counts as seen or unseen by its label.
+What is trained and scored is said in `msq.head.split_scores`; class splits are made in
+`msq.head.class_splits`. Split i of a share is drawn with seed i, the same for every query mode.
 
 Where no classifier is named, `text` and `multimodal` queries get the `text` classifier, which
 learns faster and reaches further, and `vanilla` queries the `shared` one: with `text` they would be
 told the unseen classes' words through the classifier, and their ablation would mean nothing.
-
-Class splits are made in `msq.head.class_splits`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from msq import config as configuration
 from msq.config import Classifier, Queries, RunConfig
-from msq.errors import UsageError
-from msq.head.class_splits import (
-    ClassSplit,
-    Leak,
-    class_split,
-    clip_labels,
-    coinciding_classes,
-    leaks,
-)
-from msq.head.evaluate import score
+from msq.errors import MsqError, UsageError
+from msq.head.actors import ActorSplit
+from msq.head.checkpoint import jsonable
+from msq.head.class_splits import ClassSplit, class_split
 from msq.head.features import Features
-from msq.head.metrics import (
-    average_precision,
-    chance_map,
-    harmonic_mean,
-    labelled,
-    topk_accuracy,
-)
-from msq.head.model import MSQNet
-from msq.head.train import Progress, train_head
+from msq.head.split_scores import evaluate_split, seen_features
+from msq.head.sweep import SweepProgress, outcomes_of, prepare, work
+from msq.head.sweep_plan import Plan, Source
+from msq.head.sweep_results import spread
+from msq.head.train import Progress
+from msq.head.trials import Resident, Trial, run_group
+from msq.head.zeroshot_results import zero_shot_results
 
 __all__ = [
     "ALL_QUERIES",
     "ClassSplit",
+    "Variant",
     "class_split",
     "evaluate_split",
+    "plan_zero_shot",
     "seen_features",
     "spread",
     "zero_shot",
     "zero_shot_classifier",
+    "zero_shot_results",
 ]
 
 ALL_QUERIES: tuple[Queries, ...] = ("vanilla", "text", "multimodal")
 
 
-def seen_features(features: Features, split: ClassSplit) -> Features:
-    """What training may see: the seen columns, and of the training clips those with a seen label.
+@dataclass(frozen=True)
+class Variant:
+    """One choice among the store's arrays: a text encoder, a prompt.
 
-    Validation clips without a seen label go too. Test clips all stay; those without a seen label
-    are left out by the metrics.
+    Attributes:
+        features: of all classes.
+        source: where they come from.
+        row: axis -> value, for the table; empty where there is one variant only.
+        keys: the configuration's names of these arrays, such as `features.prompt`.
     """
-    columns = [features.classes.index(name) for name in split.seen]
-    known = None if features.known is None else features.known[:, columns]
-    seen = labelled(features.labels[:, columns], known)
-    test = torch.tensor([s == "test" for s in features.splits], device=seen.device)
-    return features.select(rows=(seen | test).nonzero().flatten(), columns=columns)
+
+    features: Features
+    source: Source
+    row: Mapping[str, Any] = field(default_factory=dict)
+    keys: Sequence[str] = ()
 
 
-def evaluate_split(model: MSQNet, features: Features, split: ClassSplit) -> dict[str, Any]:
-    """Score a head that was trained on `split.seen` on the test clips, both ways.
+def plan_zero_shot(
+    variants: Sequence[Variant],
+    config: RunConfig,
+    *,
+    seen: Sequence[float] = (50, 75),
+    splits: int = 10,
+    queries: Sequence[Queries] = ALL_QUERIES,
+    classifier: Classifier | None = None,
+    class_splits: Sequence[ClassSplit] | None = None,
+    actors: Sequence[ActorSplit] | None = None,
+    choose: Mapping[str, Sequence[Any]] | None = None,
+    threads: int = 1,
+) -> Plan:
+    """Every trial of a zero-shot sweep.
 
     Args:
-        model: trained on `seen_features(features, split)`.
-        features: of all classes, on the head's device.
-        split: the classes.
+        variants: the features; those of one store have the same classes.
+        config: of each run; its queries and classifier are replaced.
+        seen: percent of classes seen.
+        splits: how many splits of each share.
+        queries: the modes to compare.
+        classifier: `shared` or `text`; None chooses by the queries, see above.
+        class_splits: use these in place of drawn ones; `seen` is then what they come to.
+        actors: divisions of actors in place of class splits: all classes that training clips show
+            are trained, and the clips of other actors are scored.
+        choose: configuration key -> values, of which each trial's validation clips choose one.
+        threads: of each process.
 
-    Returns:
-        `unseen, seen, generalised_seen, generalised_unseen, harmonic` (macro mAP, or top-1 for
-        singlelabel), `chance` (of `unseen`), `unseen_clips`, `per_class` (AP of each unseen class,
-        unseen-only).
+    Raises:
+        UsageError: classifier `per-class`, which has no weights for unseen classes, protocol
+            `official`, which has no other, a choice without validation clips, or nothing to do.
     """
-    multilabel = features.task == "multilabel"
-    test = features.rows("test")
-    column = {name: k for k, name in enumerate(features.classes)}
-    seen, unseen = [column[n] for n in split.seen], [column[n] for n in split.unseen]
-
-    def logits(columns: list[int], rows: Tensor) -> Tensor:
-        trained = [seen.index(k) if k in seen else -1 for k in columns]
-        text = None if model.text is None or features.text is None else features.text[columns]
-        return score(model, features, rows, text=text, trained=torch.tensor(trained))
-
-    def known_of(rows: Tensor, columns: list[int]) -> Tensor | None:
-        return None if features.known is None else features.known[rows][:, columns]
-
-    def rows_with(columns: list[int]) -> Tensor:
-        return test[labelled(features.labels[test][:, columns], known_of(test, columns))]
-
-    def metric(scores: Tensor, rows: Tensor, columns: list[int]) -> float:
-        labels, known = features.labels[rows][:, columns], known_of(rows, columns)
-        if multilabel:
-            return float(average_precision(scores, labels, known).nanmean())
-        return topk_accuracy(scores, labels, known=known)
-
-    rows = rows_with(unseen)
-    alone = logits(unseen, rows)
-    labels, known = features.labels[rows][:, unseen], known_of(rows, unseen)
-    ranking = alone if multilabel else alone.double().log_softmax(1)
-    seen_rows = rows_with(seen)
-    both = seen + unseen
-    all_rows = rows_with(both)
-    together = logits(both, all_rows)
-    if multilabel:
-        of_seen = metric(together[:, : len(seen)], all_rows, seen)
-        of_unseen = metric(together[:, len(seen) :], all_rows, unseen)
+    _refuse_per_class(config, classifier)
+    choices = expand_choice(config, choose or {})
+    first = variants[0].features
+    divisions: list[tuple[dict[str, Any], ClassSplit | None, ActorSplit | None]] = []
+    if actors is not None:
+        divisions = [({"actors": "others"}, None, one) for one in actors]
     else:
-        is_seen = labelled(features.labels[all_rows][:, seen], known_of(all_rows, seen))
-        of_seen = metric(together[is_seen], all_rows[is_seen], both)
-        of_unseen = metric(together[~is_seen], all_rows[~is_seen], both)
-    return {
-        "unseen": metric(alone, rows, unseen),
-        "chance": chance_map(labels, known) if multilabel else 1 / len(unseen),
-        "seen": metric(logits(seen, seen_rows), seen_rows, seen),
-        "generalised_seen": of_seen,
-        "generalised_unseen": of_unseen,
-        "harmonic": harmonic_mean(of_seen, of_unseen),
-        "unseen_clips": len(rows),
-        "per_class": dict(
-            zip(split.unseen, average_precision(ranking, labels, known).tolist(), strict=True)
-        ),
-    }
+        drawn = list(class_splits or ())
+        if class_splits is None:
+            drawn = [class_split(first.classes, p / 100, i) for p in seen for i in range(splits)]
+        shares = (
+            [x for x in seen for _ in range(splits)]
+            if class_splits is None
+            else [
+                round(100 * len(one.seen) / (len(one.seen) + len(one.unseen)), 1) for one in drawn
+            ]
+        )
+        divisions = [({"seen": _whole(x)}, one, None) for x, one in zip(shares, drawn, strict=True)]
+    numbers: dict[str, int] = {}
+    trials = []
+    for row, split, actor in divisions:
+        number = numbers[str(row)] = numbers.get(str(row), -1) + 1
+        repeat = {"split": number} if actor is None else {"held out": ", ".join(actor.test)}
+        for variant in variants:
+            for mode in queries:
+                for values, chosen in choices:
+                    trials.append(
+                        Trial(
+                            source=variant.source.key,
+                            config=_of_mode(chosen, mode, classifier, variant),
+                            split=split,
+                            actors=actor,
+                            row={**row, **variant.row, "queries": mode},
+                            repeat=repeat,
+                            choice=values,
+                        )
+                    )
+    return Plan(
+        name=f"zero-shot {first.name}",
+        trials=tuple(_by_source(trials)),
+        sources={one.source.key: one.source for one in variants},
+        threads=threads,
+        table={"metrics": ["transfer", "same_actors"] if actors is not None else
+               ["unseen", "chance", "generalised_seen", "generalised_unseen", "harmonic"],
+               "by": ["seen"]},
+    )  # fmt: skip
+
+
+def _refuse_per_class(config: RunConfig, classifier: Classifier | None) -> None:
+    if config.train.protocol == "official":
+        raise UsageError("zero-shot: protocol official has classifier 'per-class', which has no "
+                         "weights for classes never trained, and the authors' code evaluates none; "
+                         "leave out --protocol official")  # fmt: skip
+    if classifier == "per-class":
+        raise UsageError("zero-shot: classifier 'per-class' has no weights for classes never "
+                         "trained; use --classifier shared or --classifier text")  # fmt: skip
+
+
+def expand_choice(
+    config: RunConfig, choose: Mapping[str, Sequence[Any]]
+) -> list[tuple[dict[str, Any], RunConfig]]:
+    """Each combination of the values to choose from, and the configuration that it makes.
+
+    Raises:
+        UsageError: an unknown key, no value, or no validation clips to choose by.
+    """
+    made: list[tuple[dict[str, Any], RunConfig]] = [({}, config)]
+    for key, values in choose.items():
+        if not values:
+            raise UsageError(f"choice {key}: expected a value, found none")
+        if config.train.val == 0:
+            raise UsageError(f"choice {key}: expected validation clips to choose by, found "
+                             "train.val = 0")  # fmt: skip
+        made = [
+            ({**taken, key: value}, configuration.override(so_far, [f"{key}={value}"]))
+            for taken, so_far in made
+            for value in values
+        ]
+    return made
+
+
+def _of_mode(
+    config: RunConfig, mode: Queries, classifier: Classifier | None, variant: Variant
+) -> RunConfig:
+    head = dataclasses.replace(
+        config.head, queries=mode, classifier=classifier or zero_shot_classifier(mode)
+    )
+    arrays = {key.partition(".")[2]: variant.row[key.partition(".")[2]] for key in variant.keys}
+    return dataclasses.replace(
+        config, head=head, features=dataclasses.replace(config.features, **arrays)
+    )
+
+
+def _by_source(trials: Sequence[Trial]) -> list[Trial]:
+    """The same trials with those of one source together, so that it is read once."""
+    order = {key: k for k, key in enumerate(dict.fromkeys(trial.source for trial in trials))}
+    return sorted(trials, key=lambda trial: order[trial.source])
+
+
+def zero_shot_classifier(queries: Queries) -> Classifier:
+    """The classifier for a query mode where none is named; the reasons are at the top."""
+    return "shared" if queries == "vanilla" else "text"
 
 
 def zero_shot(
@@ -150,127 +211,84 @@ def zero_shot(
     queries: Sequence[Queries] = ALL_QUERIES,
     classifier: Classifier | None = None,
     class_splits: Sequence[ClassSplit] | None = None,
+    actors: Sequence[ActorSplit] | None = None,
+    choose: Mapping[str, Sequence[Any]] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Sweep class splits: train a head for each (seen, split, queries) and score it.
+    """Sweep class splits in this process, on features in memory; see `plan_zero_shot`.
 
-    Split i of a share is drawn with seed i, the same for every query mode; `train.seed` is the
-    head's own. Finished runs in `out` are taken as they are, unfinished ones go on.
+    Finished trials in `out` are taken as they are, an unfinished one goes on.
 
     Args:
         features: of all classes.
-        config: of each run; its queries and classifier are replaced.
-        out: parent of the run directories `seenNN/splitI/QUERIES`; None writes nothing.
-        seen: percent of classes seen.
-        splits: how many splits of each share.
-        queries: the modes to compare.
-        classifier: `shared` or `text`; None chooses by the queries, see above.
-        class_splits: use these in place of drawn ones; `seen` is then what they come to, and those
-            with equally many seen classes make one object.
+        config: of each run.
+        out: folder of the sweep; None writes nothing.
+        seen: as in `plan_zero_shot`, like all others up to `choose`.
+        splits: likewise.
+        queries: likewise.
+        classifier: likewise.
+        class_splits: likewise; those with equally many seen classes make one object.
+        actors: likewise.
+        choose: likewise.
         device: where to train.
         progress: called with a dict after each run: `event, seen, split, queries, unseen, seconds`.
 
     Returns:
-        One object per (seen, queries): `seen` (percent), `splits` (how many), `queries`,
-        `protocol`, `classifier`, `unseen` {map or top1: mean, std, values}, `generalised` {seen,
-        unseen, harmonic} (means over splits), `generalised_splits` (the same with std and values),
-        `seen_only`, `chance`, `leaking_splits` (how many), and `runs` with hash, source, lists,
-        leaks and per-class AP of each split.
-        std is the sample standard deviation, None for one value.
+        As `zero_shot_results`.
 
     Raises:
-        UsageError: classifier `per-class`, which has no weights for unseen classes, or protocol
-            `official`, which has no other.
+        UsageError: as `plan_zero_shot`.
+        MsqError: every trial failed; without `out`, any did.
     """
-    if config.train.protocol == "official":
-        raise UsageError("zero-shot: protocol official has classifier 'per-class', which has no "
-                         "weights for classes never trained, and the authors' code evaluates none; "
-                         "leave out --protocol official")  # fmt: skip
-    if classifier == "per-class":
-        raise UsageError("zero-shot: classifier 'per-class' has no weights for classes never "
-                         "trained; use --classifier shared or --classifier text")  # fmt: skip
-    features = features.to(device)
-    names = features.classes
-    plan: list[tuple[float, list[ClassSplit]]]
-    if class_splits is not None:
-        by_share: dict[float, list[ClassSplit]] = {}
-        for split in class_splits:
-            part = len(split.seen) / (len(split.seen) + len(split.unseen))
-            by_share.setdefault(round(100 * part, 1), []).append(split)
-        plan = list(by_share.items())
+    import torch
+
+    plan = plan_zero_shot(
+        [Variant(features, Source.of(features))], config, seen=seen, splits=splits,
+        queries=queries, classifier=classifier, class_splits=class_splits, actors=actors,
+        choose=choose, threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+    def report(trial: Trial, outcome: Mapping[str, Any]) -> None:
+        if progress is not None and outcome["status"] == "done":
+            progress({"event": "run", **trial.row, **trial.repeat,
+                      "unseen": outcome["metrics"].get("unseen"),
+                      "seconds": outcome["training"]["seconds"]})  # fmt: skip
+
+    if out is None:
+        outcomes = run_in_memory(plan, features.to(device), device, report)
     else:
-        plan = [(p, [class_split(names, p / 100, i) for i in range(splits)]) for p in seen]
-    coinciding = coinciding_classes(clip_labels(features), names)
-    results = []
-    for percent, drawn in plan:
-        for mode in queries:
-            runs = []
-            kind = classifier or zero_shot_classifier(mode)
-            for number, split in enumerate(drawn):
-                head = dataclasses.replace(config.head, queries=mode, classifier=kind)
-                each = dataclasses.replace(config, head=head)
-                place = None if out is None else out / f"seen{percent:g}" / f"split{number}" / mode
-                trained = train_head(seen_features(features, split), each, place, device=device)
-                scored = evaluate_split(trained.model, features, split)
-                seconds = trained.result["seconds"]
-                runs.append({"split": number, "seed": split.seed, "hash": split.hash,
-                             "source": split.source, "leaks": _plain(leaks(split, coinciding)),
-                             **scored,
-                             "seen_classes": list(split.seen), "unseen_classes": list(split.unseen),
-                             "seconds": seconds})  # fmt: skip
-                if progress is not None:
-                    progress({"event": "run", "seen": percent, "split": number, "queries": mode,
-                              "unseen": scored["unseen"], "seconds": seconds})  # fmt: skip
-            summary = _summary(percent, mode, kind, features.task, runs)
-            results.append(
-                {
-                    **summary,
-                    "protocol": config.train.protocol,
-                    "dataset": features.name,
-                    "variant": features.variant,
-                    "partition": features.partition,
-                    "views": features.view_name,
-                }
-            )
-    return results
+        plan = prepare(out, plan)
+        told: SweepProgress = lambda event: report(plan.trial(event["id"]), event["outcome"])  # noqa: E731
+        work(out, plan, lambda trial, source: features, device=device, progress=told)
+        outcomes = dict(outcomes_of(out, plan))
+    return zero_shot_results(plan, outcomes)
 
 
-def _plain(found: Sequence[Leak]) -> list[dict[str, Any]]:
-    return [leak._asdict() for leak in found]
+def run_in_memory(
+    plan: Plan, features: Features, device: str, report: Any = None
+) -> dict[str, dict[str, Any]]:
+    """Outcomes of a plan of one source, nothing written; the first failure ends it.
+
+    Raises:
+        MsqError: what a trial failed of.
+    """
+    resident, outcomes = Resident(features), {}
+    for group in plan.groups:
+        trials = [plan.trial(one) for one in group]
+        for trial, outcome in zip(
+            trials,
+            run_group(trials, resident, [None] * len(trials), engine=plan.engine["name"],
+                      device=device),
+            strict=True,
+        ):  # fmt: skip
+            if outcome["status"] == "failed":
+                raise MsqError(f"{trial.name()}: {outcome['error']}")
+            outcomes[trial.id] = jsonable(outcome)
+            if report is not None:
+                report(trial, outcome)
+    return outcomes
 
 
-def zero_shot_classifier(queries: Queries) -> Classifier:
-    """The classifier for a query mode where none is named; the reasons are at the top."""
-    return "shared" if queries == "vanilla" else "text"
-
-
-def _summary(
-    percent: float, mode: str, classifier: str, task: str, runs: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """One object of the result; see `zero_shot`."""
-    metric = "map" if task == "multilabel" else "top1"
-    generalised = {
-        "seen": spread([run["generalised_seen"] for run in runs]),
-        "unseen": spread([run["generalised_unseen"] for run in runs]),
-        "harmonic": spread([run["harmonic"] for run in runs]),
-    }
-    return {
-        "seen": int(percent) if percent == int(percent) else percent,
-        "splits": len(runs),
-        "queries": mode,
-        "classifier": classifier,
-        "unseen": {metric: spread([run["unseen"] for run in runs])},
-        "generalised": {key: value["mean"] for key, value in generalised.items()},
-        "generalised_splits": generalised,
-        "seen_only": {metric: spread([run["seen"] for run in runs])},
-        "chance": spread([run["chance"] for run in runs]),
-        "leaking_splits": sum(bool(run["leaks"]) for run in runs),
-        "runs": runs,
-    }
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """`mean`, sample standard deviation `std` (None for one value) and the `values`."""
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
+def _whole(x: float) -> float:
+    return int(x) if x == int(x) else x

@@ -1,0 +1,207 @@
+"""Cross-actor transfer: train on the clips of some actors, score on those of the others.
+
+A store records no actors, so they come from a table `clip,actor` (CSV with a header); a clip with
+several actors has several lines, or names joined by `;`. Training clips that show none but training
+actors are trained on, test clips that show none but test actors are scored; clips of both kinds
+are left out of both, and clips without a line count as left out too.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msq.errors import UsageError
+from msq.head.features import Features
+from msq.head.metrics import average_precision, labelled, topk_accuracy
+from msq.head.model import MSQNet
+from msq.head.split_scores import trained_logits
+
+
+@dataclass(frozen=True)
+class ActorSplit:
+    """Whose clips are trained on and whose are scored.
+
+    Attributes:
+        train: names of the training actors.
+        test: names of the others.
+        train_clips: ids of the training and validation clips that show training actors only.
+        test_clips: ids of the test clips that show test actors only.
+        same_clips: ids of the test clips that show training actors only, for comparison.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    train_clips: tuple[str, ...] = field(repr=False)
+    test_clips: tuple[str, ...] = field(repr=False)
+    same_clips: tuple[str, ...] = field(repr=False)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the lists of clips."""
+        lists = [self.train_clips, self.test_clips, self.same_clips]
+        return hashlib.sha256(json.dumps(lists).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {key: list(value) for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ActorSplit:
+        """The division that `to_dict` gave."""
+        return cls(**{key: tuple(value) for key, value in values.items()})
+
+
+def read_actors(path: Path) -> dict[str, frozenset[str]]:
+    """Clip id -> its actors, from a CSV with columns `clip` and `actor`.
+
+    Raises:
+        UsageError: missing, not UTF-8, without these columns, or without a line.
+    """
+    actors: dict[str, frozenset[str]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file)
+            columns = lines.fieldnames or ()
+            if not {"clip", "actor"} <= set(columns):
+                raise UsageError(f"{path}: expected columns clip and actor, found {list(columns)}")
+            for line in lines:
+                names = frozenset(x.strip() for x in (line["actor"] or "").split(";") if x.strip())
+                actors[line["clip"]] = actors.get(line["clip"], frozenset()) | names
+    except OSError as error:
+        raise UsageError(f"{path}: no table of actors can be read there; {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8; {error}") from None
+    if not actors:
+        raise UsageError(f"{path}: expected a line for each clip, found none")
+    return actors
+
+
+def actor_split(
+    features: Features,
+    actors: Mapping[str, frozenset[str]],
+    train: Sequence[str],
+    test: Sequence[str] | None = None,
+) -> ActorSplit:
+    """Divide the clips by their actors.
+
+    Args:
+        features: whose clips.
+        actors: of each clip, by id.
+        train: names of the training actors.
+        test: names of the others; None for all that are not in `train`.
+
+    Raises:
+        UsageError: an actor that no clip has (names the nearest), one on both sides, or a side
+            without clips.
+    """
+    known = sorted(set().union(*(actors.get(clip, frozenset()) for clip in features.ids)))
+    if not known:
+        raise UsageError(f"table of actors: none of its clips is in the store of {features.name}, "
+                         f"whose ids look like {features.ids[0]!r}")  # fmt: skip
+    others = tuple(test) if test is not None else tuple(x for x in known if x not in set(train))
+    for name in (*train, *others):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            words = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"actor {name!r}: no clip of the store has it; {words}")
+    both = sorted(set(train) & set(others))
+    if both:
+        raise UsageError(f"actors {both}: expected each to be trained on or scored, found both")
+
+    def clips(wanted: Sequence[str], *splits: str) -> tuple[str, ...]:
+        return tuple(
+            clip
+            for clip, split in zip(features.ids, features.splits, strict=True)
+            if split in splits and actors.get(clip) and actors[clip] <= set(wanted)
+        )
+
+    made = ActorSplit(tuple(train), others, clips(train, "train", "val"), clips(others, "test"),
+                      clips(train, "test"))  # fmt: skip
+    if not made.train_clips or not made.test_clips:
+        raise UsageError(
+            f"actors {', '.join(train)} against {', '.join(others)}: expected training clips of "
+            f"the first and test clips of the second, found {len(made.train_clips)} and "
+            f"{len(made.test_clips)}"
+        )
+    return made
+
+
+def leave_one_out(features: Features, actors: Mapping[str, frozenset[str]]) -> list[ActorSplit]:
+    """A division for each actor: trained on all others, scored on this one."""
+    known = sorted(set().union(*(actors.get(clip, frozenset()) for clip in features.ids)))
+    if len(known) < 2:
+        raise UsageError(f"table of actors: expected two actors or more among the clips of "
+                         f"{features.name}, found {known}")  # fmt: skip
+    return [
+        actor_split(features, actors, [x for x in known if x != held], [held]) for held in known
+    ]
+
+
+def _rows(features: Features, clips: Sequence[str]) -> Tensor:
+    wanted = set(clips)
+    found = [row for row, clip in enumerate(features.ids) if clip in wanted]
+    return torch.tensor(found, dtype=torch.long, device=features.tokens.device)
+
+
+def actor_features(features: Features, split: ActorSplit) -> Features:
+    """What training may see, and the test clips of the others; classes that training clips show.
+
+    Classes that no training clip shows are left out of training; they are scored by their text.
+    """
+    rows = _rows(features, (*split.train_clips, *split.test_clips))
+    return features.select(rows=rows, columns=trained_columns(features, split))
+
+
+def trained_columns(features: Features, split: ActorSplit) -> list[int]:
+    """Indices of the classes that the training clips show."""
+    train = _rows(features, split.train_clips)
+    found: list[int] = (features.labels[train] != 0).any(0).nonzero().flatten().tolist()
+    return found
+
+
+def evaluate_actors(model: MSQNet, features: Features, split: ActorSplit) -> dict[str, Any]:
+    """Score a head trained on some actors on the test clips of the others, and of the same ones.
+
+    Returns:
+        `transfer` (other actors), `same_actors` (macro mAP, or top-1 for singlelabel; NaN without
+        such clips), both over the classes trained, and `per_class` (AP on other actors);
+        `transfer_clips, classes_trained, train_actors, test_actors`.
+    """
+    columns = trained_columns(features, split)
+    logits = trained_logits(model, features, columns)
+
+    def metric(clips: Sequence[str]) -> tuple[float, list[float], int]:
+        rows = _rows(features, clips)
+        known = None if features.known is None else features.known[rows][:, columns]
+        labels = features.labels[rows][:, columns]
+        keep = labelled(labels, known)
+        rows, labels = rows[keep], labels[keep]
+        known = None if known is None else known[keep]
+        if not len(rows):
+            return float("nan"), [float("nan")] * len(columns), 0
+        scores = logits(columns, rows)
+        ap = average_precision(scores, labels, known)
+        if features.task == "multilabel":
+            return float(ap.nanmean()), ap.tolist(), len(rows)
+        return topk_accuracy(scores, labels, known=known), ap.tolist(), len(rows)
+
+    transfer, per_class, clips = metric(split.test_clips)
+    return {
+        "transfer": transfer,
+        "same_actors": metric(split.same_clips)[0],
+        "transfer_clips": clips,
+        "classes_trained": len(columns),
+        "train_actors": list(split.train),
+        "test_actors": list(split.test),
+        "per_class": dict(zip((features.classes[k] for k in columns), per_class, strict=True)),
+    }

@@ -1,0 +1,188 @@
+"""Grids: every combination of a grid file becomes a trial.
+
+Features are extracted once for each distinct making, and shared by all trials that need them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msq import config as configuration
+from msq.config import FeatureConfig, RunConfig
+from msq.errors import UsageError
+from msq.head.class_splits import (
+    ClassSplit,
+    class_order_split,
+    class_split,
+    class_splits_from_folder,
+)
+from msq.head.features import configured_features
+from msq.head.grid_file import Grid, Setting
+from msq.head.grid_stores import extraction_source, make_stores, read_classes
+from msq.head.sweep import prepare
+from msq.head.sweep_claims import claim
+from msq.head.sweep_plan import Plan, Source, outcome_path, write_outcome
+from msq.head.sweep_workers import run_sweep
+from msq.head.trials import Trial, failure
+from msq.head.zeroshot import zero_shot_classifier
+
+_Found = tuple[Source, tuple[str, ...]]
+SHORT = {"zero_shot.seen": "seen"}
+
+
+class _Sources:
+    """Sources of a grid, each looked up once."""
+
+    def __init__(self, grid: Grid, stores: Path) -> None:
+        self.grid, self.stores = grid, stores
+        self.found: dict[str, _Found] = {}
+
+    def of(self, values: Mapping[str, Any], chosen: FeatureConfig) -> _Found:
+        """Where the features of a combination are, and the class names (where they matter)."""
+        settings = {key.partition(".")[2]: value for key, value in values.items()
+                    if key.startswith("extract.")}  # fmt: skip
+        key = repr((sorted(settings.items(), key=repr), chosen if self.grid.store else None))
+        if key not in self.found:
+            self.found[key] = self._look_up(settings, chosen)
+        return self.found[key]
+
+    def _look_up(self, settings: Mapping[str, Any], chosen: FeatureConfig) -> _Found:
+        if self.grid.store is None:
+            classes = read_classes(settings).classes if self.grid.zero_shot is not None else ()
+            return extraction_source(settings, self.stores), tuple(classes)
+        from msq.extract.store import open_store
+
+        path = Path(self.grid.store)
+        features = configured_features(open_store(path), chosen)
+        return Source.of(features, str(path.resolve())), features.classes
+
+
+def plan_grid(grid: Grid, stores: Path = Path("stores"), threads: int = 1) -> Plan:
+    """Every trial of a grid. Stores that are there are read; nothing is extracted or trained.
+
+    Args:
+        grid: the file, read.
+        stores: folder for the stores that extractions make.
+        threads: of each process.
+
+    Raises:
+        UsageError: a value that its key cannot have, features that are not there, class splits that
+            cannot be made, or two combinations that come to the same.
+    """
+    sources = _Sources(grid, stores)
+    trials: list[Trial] = []
+    for setting in grid.settings():
+        config = _config(grid, setting)
+        source, classes = sources.of(setting.values, config.features)
+        for number, split in _splits(grid, setting, classes):
+            repeat = {**setting.repeat, **({} if number is None else {"split": number})}
+            trials.append(
+                Trial(
+                    source=source.key,
+                    config=config,
+                    split=split,
+                    row=_short(setting.row),
+                    repeat=_short(repeat),
+                    choice=setting.choice,
+                )
+            )
+    found = {source.key: source for source, _ in sources.found.values()}
+    order = {key: k for k, key in enumerate(found)}
+    trials.sort(key=lambda trial: order[trial.source])
+    table = {**grid.table, "paper": _paper(grid.table.get("paper", {}))}
+    if grid.zero_shot is not None:
+        table["by"] = table["by"] or ["seen"]
+        table["metrics"] = table["metrics"] or [
+            "unseen", "chance", "generalised_seen", "generalised_unseen", "harmonic"
+        ]  # fmt: skip
+    return Plan(grid.name, tuple(trials), found, threads=threads, table=table)
+
+
+def _config(grid: Grid, setting: Setting) -> RunConfig:
+    """The configuration of one combination."""
+    values = {
+        key: value
+        for key, value in setting.values.items()
+        if key.partition(".")[0] in ("head", "optim", "train", "features")
+    }
+    tables: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        tables.setdefault(section, {})[name] = value
+    config = configuration.from_dict(tables, grid.source)
+    if setting.choice and config.train.val == 0:
+        raise UsageError(f"{grid.source}: choose needs validation clips, found train.val = 0")
+    if grid.zero_shot is None:
+        return config
+    kind = grid.zero_shot.get("classifier", values.get("head.classifier"))
+    head = dataclasses.replace(
+        config.head, classifier=kind or zero_shot_classifier(config.head.queries)
+    )
+    if config.train.protocol == "official" or head.classifier == "per-class":
+        raise UsageError(f"{grid.source}: zero_shot: classifier per-class and protocol official "
+                         "have no weights for classes never trained")  # fmt: skip
+    return dataclasses.replace(config, head=head)
+
+
+def _splits(
+    grid: Grid, setting: Setting, classes: tuple[str, ...]
+) -> list[tuple[int | None, ClassSplit | None]]:
+    """The class splits of one combination, numbered where it does not say which."""
+    if grid.zero_shot is None:
+        return [(None, None)]
+    if "split_dir" in grid.zero_shot:
+        return list(enumerate(class_splits_from_folder(classes, Path(grid.zero_shot["split_dir"]))))
+    share = setting.values["zero_shot.seen"] / 100
+    if grid.zero_shot.get("class_order"):
+        return [(None, class_order_split(classes, share))]
+    return [(None, class_split(classes, share, setting.values["split"]))]
+
+
+def _short(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The names that a table has: the last part of each key, where no two agree in it."""
+    ends = [SHORT.get(key, key.rpartition(".")[2]) for key in values]
+    return {
+        end if ends.count(end) == 1 else key: value
+        for (key, value), end in zip(values.items(), ends, strict=True)
+    }
+
+
+def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's numbers, their places named as the table's."""
+    rows = [{**_short({k: v for k, v in row.items() if k != "value"}), "value": row["value"]}
+            for row in paper.get("rows", ())]  # fmt: skip
+    return {**paper, "rows": rows} if paper else {}
+
+
+def run_grid(
+    plan: Plan,
+    out: Path,
+    *,
+    retry_failed: bool = False,
+    extracting: Callable[[str, dict[str, Any]], None] | None = None,
+    **how: Any,
+) -> tuple[Plan, dict[str, Any]]:
+    """Plan, extract, train, to the end; what is done already is not done again.
+
+    Args:
+        plan: from `plan_grid`.
+        out: folder of the sweep.
+        retry_failed: try trials again that failed.
+        extracting: as `progress` of `make_stores`.
+        how: as `msq.head.sweep_workers.run_sweep` takes.
+
+    Returns:
+        The plan in force and the summary of `run_sweep`. A store that could not be made is the
+        failure of its trials, and of no other.
+    """
+    plan = prepare(out, plan, retry_failed=retry_failed)
+    wanted = {t.source for t in plan.trials if not outcome_path(out, t.id).exists()}
+    for key, problem in make_stores(plan, wanted, extracting).items():
+        for trial in plan.trials:
+            with claim(out, trial.id) as mine:
+                if mine and trial.source == key and not outcome_path(out, trial.id).exists():
+                    write_outcome(out, failure(trial.id, problem))
+    return plan, run_sweep(out, plan, **how)

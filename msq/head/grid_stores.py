@@ -1,0 +1,175 @@
+"""Stage one for sweeps: one feature store for each distinct making, found again by its identity.
+
+A store's file name ends in a hash of the settings that decide what is in it, so that two grids with
+a row in common share it. Class texts are no part of the name: a store takes further text encoders
+and prompts beside those it has, and no video is encoded again for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msq.errors import MsqError, UsageError
+from msq.head.checkpoint import write_json
+from msq.head.grid_file import PATHS
+from msq.head.sweep_plan import Plan, Source
+
+if TYPE_CHECKING:
+    from msq.extract.datasets.dataset import Dataset
+    from msq.extract.request import ExtractRequest
+
+TEXT = ("text_encoder", "text_pooling", "prompts")
+# Where and how fast, not what.
+CIRCUMSTANCES = ("root", "out", "device", "shard", "batch", "workers", "retry_failed", "policy")
+
+
+def build_request(settings: Mapping[str, Any], out: Path | None = None) -> ExtractRequest:
+    """The request of stage one that plain values mean.
+
+    Raises:
+        UsageError: values of another type, or that contradict each other.
+    """
+    from msq.extract.request import ExtractRequest
+
+    values: dict[str, Any] = {
+        key: Path(value) if key in PATHS else value for key, value in settings.items()
+    }
+    for key in ("prompts", "mean", "std"):
+        if isinstance(values.get(key), str):
+            values[key] = (values[key],)
+        elif values.get(key) is not None:
+            values[key] = tuple(values[key])
+    if isinstance(values.get("options"), Mapping):
+        values["options"] = {key: str(value) for key, value in values["options"].items()}
+    try:
+        return ExtractRequest(**{**values, "out": out})
+    except TypeError as error:
+        raise UsageError(f"extract: {error}") from None
+
+
+def extraction_source(settings: Mapping[str, Any], stores: Path) -> Source:
+    """Where the features of an extraction will be, and their identity; nothing is read but lists.
+
+    Args:
+        settings: fields of `ExtractRequest`.
+        stores: folder of the stores.
+    """
+    request = build_request(settings)
+    decides = {
+        key: value
+        for key, value in dataclasses.asdict(request).items()
+        if key not in CIRCUMSTANCES and value is not None
+    }
+    for key in ("manifest", "classes"):
+        if decides.get(key) is not None:
+            decides[key] = _content(Path(decides[key]))
+    plain = json.loads(json.dumps(decides, sort_keys=True, default=str))
+    making = {key: value for key, value in plain.items() if key not in TEXT}
+    name = request.dataset or (request.manifest.stem if request.manifest else "clips")
+    path = stores / f"{name}-{_hash(making)[:12]}.zarr"
+    return Source(str(path), {"extract": plain}, dict(settings))
+
+
+def _content(path: Path) -> str:
+    """A hash of a manifest, or of the names in a folder."""
+    try:
+        if path.is_dir():
+            return _hash(sorted(str(x.relative_to(path)) for x in path.rglob("*")))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: expected a manifest; {error}") from None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_classes(settings: Mapping[str, Any]) -> Dataset:
+    """The dataset of an extraction: its classes, before anything is encoded."""
+    return build_request(settings).read_dataset()
+
+
+def make_stores(
+    plan: Plan,
+    wanted: Collection[str],
+    progress: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, Exception]:
+    """Extract what is not there yet, one store after another; each resumes.
+
+    Args:
+        plan: of the sweep.
+        wanted: keys of the sources that are needed.
+        progress: called with the path of the store and the events of stage one.
+
+    Returns:
+        Source key -> what went wrong, for those that could not be made.
+    """
+    problems: dict[str, Exception] = {}
+    for key, source in plan.sources.items():
+        if source.extract is None or key not in wanted:
+            continue
+        if text_names(Path(source.store), source.extract):
+            continue
+        try:
+            _make(Path(source.store), source.extract, progress)
+        except Exception as error:
+            problems[key] = error
+    return problems
+
+
+def _make(
+    path: Path,
+    settings: Mapping[str, Any],
+    progress: Callable[[str, dict[str, Any]], None] | None,
+) -> None:
+    from msq.extract.encoders.prompts import parse_prompts
+    from msq.extract.store import open_store
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    request = build_request(settings, path)
+    result = request.run(None if progress is None else lambda event: progress(str(path), event))
+    if not result.done:
+        raise MsqError(f"{path}: none of its {result.clips} clips could be encoded")
+    texts = list(open_store(path).encoders("text"))
+    text = texts[0] if len(texts) == 1 else None
+    if len(texts) > 1:
+        encoder = request.load_encoders()[2]
+        text = None if encoder is None else encoder.spec.slug
+    prompts = list(parse_prompts(request.prompts))
+    made = _read_made(path)
+    made[_hash(_text_settings(settings))] = {
+        "text": text, "prompt": prompts[0] if text is not None and len(prompts) == 1 else None
+    }  # fmt: skip
+    write_json(_made_path(path), made)
+
+
+def text_names(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the store calls an extraction's text encoder and prompt; {} before it is made."""
+    if not path.exists():
+        return {}
+    return _read_made(path).get(_hash(_text_settings(settings)), {})
+
+
+def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: settings.get(key) for key in TEXT}
+
+
+def _made_path(path: Path) -> Path:
+    return path.with_name(path.name + ".made.json")
+
+
+def _read_made(path: Path) -> dict[str, dict[str, str | None]]:
+    try:
+        found: dict[str, dict[str, str | None]] = json.loads(
+            _made_path(path).read_text(encoding="utf-8")
+        )
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}  # it is written again
+    return found

@@ -1,0 +1,215 @@
+"""Running a sweep: plan first, then trial by trial; done ones are skipped, failures recorded.
+
+Killed with -9, a sweep is started again by the same command: finished trials stand as they are, the
+trial in the middle goes on from its last checkpoint with the same bits (as `train_head` does), and
+the rest follows. A trial that fails is recorded with its error and hides no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msq.errors import MsqError, UsageError
+from msq.head.features import Features, configured_features
+from msq.head.sweep_claims import at_work, claim
+from msq.head.sweep_plan import (
+    Plan,
+    Source,
+    feature_config,
+    outcome_path,
+    read_outcome,
+    read_plan,
+    write_outcome,
+    write_plan,
+)
+from msq.head.trials import Resident, Trial, failure, run_group
+
+# Called after each trial with `event, done, total, id, name, outcome`.
+SweepProgress = Callable[[dict[str, Any]], None]
+Load = Callable[[Trial, Source], Features]
+
+
+@dataclass
+class Loaded:
+    """The features of the source used last, in memory; a worker goes through source by source.
+
+    Attributes:
+        load: gives the features of a trial.
+        device: where they live.
+    """
+
+    load: Load
+    device: str
+    key: str = ""
+    resident: Resident | None = None
+    problem: Exception | None = field(default=None)
+
+    def of(self, trial: Trial, plan: Plan) -> Resident:
+        """The features of a trial.
+
+        Raises:
+            Exception: whatever the source gave; tried once for all its trials.
+        """
+        if self.key != trial.source:
+            self.key, self.resident, self.problem = trial.source, None, None
+            try:
+                source = plan.sources[trial.source]
+                features = self.load(trial, source)
+                require_planned(features, source)
+                self.resident = Resident(features.to(self.device))
+            except Exception as error:
+                self.problem = error
+        if self.resident is None:
+            raise self.problem or MsqError(f"no features for trial {trial.id}")
+        return self.resident
+
+
+def require_planned(features: Features, source: Source) -> None:
+    """Refuse a store that is another one than when the sweep was planned.
+
+    Raises:
+        MsqError: with what differs.
+    """
+    expected = source.identity.get("features")
+    if expected is None:
+        return
+    found = features.identity()
+    differing = [key for key in {*expected, *found} if expected.get(key) != found.get(key)]
+    if differing:
+        raise MsqError(
+            f"{source.store or features.name}: the features are not those that the sweep was "
+            f"planned for; {', '.join(sorted(differing))} differ; choose another folder"
+        )
+
+
+def load_source(trial: Trial, source: Source) -> Features:
+    """The features of a trial from its store."""
+    from msq.extract.store import open_store
+    from msq.head.grid_stores import text_names
+
+    names = {} if source.extract is None else text_names(Path(source.store), source.extract)
+    return configured_features(open_store(Path(source.store)), feature_config(trial, names))
+
+
+def prepare(folder: Path, plan: Plan, *, retry_failed: bool = False) -> Plan:
+    """Write the plan, unless it is there, and clear failures that are to be tried again.
+
+    Returns:
+        The plan in force: the stored one where it has the same trials, whose engine and number of
+        threads go on as they began.
+
+    Raises:
+        MsqError: another process works on another plan there.
+        UsageError: a folder with other things in it.
+    """
+    stored = read_plan(folder) if (folder / "plan.json").exists() else None
+    if stored is None and folder.is_dir() and any(x.name != "claims" for x in folder.iterdir()):
+        raise UsageError(f"{folder}: expected an empty or new folder, or a sweep; found files but "
+                         "no plan.json")  # fmt: skip
+    if stored is not None and _same(stored, plan):
+        plan = stored
+    else:
+        with at_work(folder, alone=True):
+            write_plan(folder, plan)
+    if retry_failed:
+        for trial in plan.trials:
+            with claim(folder, trial.id) as mine:
+                outcome = read_outcome(folder, trial.id) if mine else None
+                if outcome is not None and outcome["status"] == "failed":
+                    outcome_path(folder, trial.id).unlink()
+    return plan
+
+
+def _same(stored: Plan, plan: Plan) -> bool:
+    """Whether two plans ask for the same; engine and threads are the first one's affair."""
+    ours, theirs = stored.to_dict(), plan.to_dict()
+    return all(ours[key] == theirs[key] for key in ("name", "table", "sources", "trials"))
+
+
+def work(
+    folder: Path,
+    plan: Plan,
+    load: Load = load_source,
+    *,
+    device: str = "cpu",
+    progress: SweepProgress | None = None,
+) -> None:
+    """Do what nobody else does, until every trial is done, failed, or claimed by another worker."""
+    loaded = Loaded(load, device)
+    torch.set_num_threads(plan.threads)
+    with at_work(folder):
+        for group in plan.groups:
+            do_group(folder, plan, group, loaded, progress)
+
+
+def do_group(
+    folder: Path,
+    plan: Plan,
+    group: Any,
+    loaded: Loaded,
+    progress: SweepProgress | None = None,
+) -> bool:
+    """Train and score the trials of one group that have no outcome yet.
+
+    Returns:
+        False where another process is at it.
+    """
+    if all(outcome_path(folder, one).exists() for one in group):
+        return True
+    with claim(folder, group[0]) as mine:
+        if not mine:
+            return False
+        trials = [plan.trial(one) for one in group if not outcome_path(folder, one).exists()]
+        for outcome in _outcomes(folder, plan, trials, loaded):
+            write_outcome(folder, outcome)
+            if progress is not None:
+                trial = plan.trial(outcome["id"])
+                done = sum(outcome_path(folder, one.id).exists() for one in plan.trials)
+                progress({"event": "trial", "done": done, "total": len(plan.trials),
+                          "id": trial.id, "name": trial.name(), "outcome": outcome})  # fmt: skip
+    return True
+
+
+def _outcomes(
+    folder: Path, plan: Plan, trials: list[Trial], loaded: Loaded
+) -> list[dict[str, Any]]:
+    """The outcomes of some trials, whatever happens."""
+    if not trials:
+        return []
+    runs = [folder / "trials" / trial.id / "run" for trial in trials]
+    try:
+        resident = loaded.of(trials[0], plan)
+        outcomes = run_group(trials, resident, runs, engine=plan.engine["name"],
+                             device=loaded.device)  # fmt: skip
+    except Exception as error:
+        return [failure(trial.id, error) for trial in trials]
+    return outcomes
+
+
+def summary(folder: Path, plan: Plan) -> dict[str, Any]:
+    """`trials, done, failed, pending` (counts) and `failures[{id, name, error}]`."""
+    outcomes = {trial.id: read_outcome(folder, trial.id) for trial in plan.trials}
+    failures = [
+        {"id": trial.id, "name": trial.name(), "error": outcome["error"]}
+        for trial in plan.trials
+        if (outcome := outcomes[trial.id]) is not None and outcome["status"] == "failed"
+    ]
+    done = sum(one is not None and one["status"] == "done" for one in outcomes.values())
+    return {
+        "trials": len(plan.trials),
+        "done": done,
+        "failed": len(failures),
+        "pending": len(plan.trials) - done - len(failures),
+        "failures": failures,
+    }
+
+
+def outcomes_of(folder: Path, plan: Plan) -> Mapping[str, dict[str, Any]]:
+    """Id -> outcome of the trials that are done."""
+    found = ((trial.id, read_outcome(folder, trial.id)) for trial in plan.trials)
+    return {key: one for key, one in found if one is not None and one["status"] == "done"}

@@ -1,0 +1,270 @@
+"""A trial: one head, trained once, scored once. What a sweep is made of.
+
+A trial's identity is the hash of what decides its numbers: the features, the whole configuration,
+the class split and the division of actors. Where it stands in a table is no part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msq import config as configuration
+from msq.config import RunConfig
+from msq.errors import MsqError
+from msq.head.actors import ActorSplit, actor_features, evaluate_actors
+from msq.head.class_splits import ClassSplit, Leak, clip_labels, coinciding_classes, leaks
+from msq.head.features import Features
+from msq.head.run import RunResult
+from msq.head.split_scores import clip_baseline, evaluate_split, seen_features
+from msq.head.train import train_head
+
+EpochProgress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One head to be trained.
+
+    Attributes:
+        source: key of the features among the sources of the plan; a hash of their identity.
+        config: of the run.
+        split: which classes are trained; None for all.
+        actors: whose clips are trained on and whose are scored; None for all.
+        row: axis -> value, where it stands in the table.
+        repeat: axis -> value of what the table averages over: split, seed, partition.
+        choice: axis -> value of what validation clips decide: one of these stands in the table.
+    """
+
+    source: str
+    config: RunConfig
+    split: ClassSplit | None = None
+    actors: ActorSplit | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
+    repeat: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits over all that decides the numbers."""
+        decides = [
+            self.source,
+            configuration.to_dict(self.config),
+            None if self.split is None else self.split.hash,
+            None if self.actors is None else self.actors.hash,
+        ]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def kind(self) -> str:
+        """`zero-shot`, `actors` or `train`."""
+        return "actors" if self.actors else "zero-shot" if self.split else "train"
+
+    def name(self) -> str:
+        """Where it stands, in words."""
+        places = {**self.row, **self.repeat, **self.choice}
+        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in places.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the plan."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "row": dict(self.row),
+            "repeat": dict(self.repeat),
+            "choice": dict(self.choice),
+            "config": configuration.to_dict(self.config),
+            "split": None if self.split is None else split_to_dict(self.split),
+            "actors": None if self.actors is None else self.actors.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Trial:
+        """The trial that `to_dict` gave."""
+        split, actors = values["split"], values["actors"]
+        return cls(
+            source=values["source"],
+            config=configuration.from_dict(values["config"], where),
+            split=None if split is None else split_from_dict(split),
+            actors=None if actors is None else ActorSplit.from_dict(actors),
+            row=values["row"],
+            repeat=values["repeat"],
+            choice=values["choice"],
+        )
+
+
+def split_to_dict(split: ClassSplit) -> dict[str, Any]:
+    """Plain values, the hash among them for people to compare."""
+    return {"source": split.source, "seed": split.seed, "hash": split.hash,
+            "seen": list(split.seen), "unseen": list(split.unseen)}  # fmt: skip
+
+
+def split_from_dict(values: Mapping[str, Any]) -> ClassSplit:
+    """The split that `split_to_dict` gave."""
+    seen, unseen = tuple(values["seen"]), tuple(values["unseen"])
+    return ClassSplit(seen, unseen, values["seed"], values["source"])
+
+
+class Resident:
+    """Features in memory, and what is found out about them once for all trials.
+
+    Args:
+        features: of all classes and clips, on the device to train on.
+    """
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+
+    @functools.cached_property
+    def coinciding(self) -> list[Leak]:
+        """Pairs of classes that have the same clips."""
+        return coinciding_classes(clip_labels(self.features), self.features.classes)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is given of a trial: it trains, and knows nothing of tables.
+
+    Attributes:
+        features: what this head may see: its classes, its clips.
+        config: of the run.
+        run: its run directory; None writes nothing.
+    """
+
+    features: Features
+    config: RunConfig
+    run: Path | None
+
+
+# Trains a group of jobs, in one go or one after another, and gives a result or the error for each,
+# in their order. An engine that cannot go on with a half-done group starts it again whole.
+Engine = Callable[[Sequence[Job], str, EpochProgress | None], list[RunResult | Exception]]
+
+
+def train_sequentially(
+    jobs: Sequence[Job], device: str, progress: EpochProgress | None = None
+) -> list[RunResult | Exception]:
+    """The engine that is always there: one head after another, each resumed to the bit."""
+    results: list[RunResult | Exception] = []
+    for job in jobs:
+        try:
+            results.append(
+                train_head(job.features, job.config, job.run, progress=progress, device=device)
+            )
+        except Exception as error:
+            results.append(error)
+    return results
+
+
+def train_at_once(
+    jobs: Sequence[Job], device: str, progress: EpochProgress | None = None
+) -> list[RunResult | Exception]:
+    """The engine `stacked` (`msq.head.stack_engine`)."""
+    from msq.head.stack_engine import train_stacked  # which imports this module
+
+    return train_stacked(jobs, device, progress)
+
+
+ENGINES: dict[str, Engine] = {"sequential": train_sequentially, "stacked": train_at_once}
+
+
+def run_group(
+    trials: Sequence[Trial],
+    resident: Resident,
+    runs: Sequence[Path | None],
+    *,
+    engine: str = "sequential",
+    device: str = "cpu",
+    progress: EpochProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Train a group of trials on the same features and score each once.
+
+    Args:
+        trials: of one source.
+        resident: the features of all classes and clips.
+        runs: a run directory for each.
+        engine: a name in `ENGINES`.
+        device: where to train.
+        progress: called after each epoch.
+
+    Returns:
+        An outcome for each: `id, status` (`done` or `failed`), and where done `kind, protocol,
+        task, dataset, metrics` (fractions), `detail`, `training` (epochs, seconds, what validation
+        chose), else `error` and `error_type`.
+    """
+    began = time.perf_counter()
+    jobs = [Job(shown(trial, resident.features), trial.config, run)
+            for trial, run in zip(trials, runs, strict=True)]  # fmt: skip
+    found = ENGINES[engine](jobs, device, progress)
+    outcomes = []
+    for trial, result in zip(trials, found, strict=True):
+        try:
+            if isinstance(result, Exception):
+                raise result
+            outcome = scored(trial, resident, result)
+        except Exception as error:
+            outcome = failure(trial.id, error)
+        outcome["seconds"] = (time.perf_counter() - began) / len(trials)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def shown(trial: Trial, features: Features) -> Features:
+    """What training of a trial may see."""
+    if trial.actors is not None:
+        return actor_features(features, trial.actors)
+    return features if trial.split is None else seen_features(features, trial.split)
+
+
+def scored(trial: Trial, resident: Resident, trained: RunResult) -> dict[str, Any]:
+    """The outcome of a trained trial; the test clips are looked at here and nowhere else."""
+    features, result = resident.features, trained.result
+    if trial.split is not None:
+        detail = {
+            **evaluate_split(trained.model, features, trial.split),
+            **split_facts(trial.split),
+        }
+        detail["leaks"] = [leak._asdict() for leak in leaks(trial.split, resident.coinciding)]
+        detail["clip_similarity"] = clip_baseline(features, trial.split)
+    elif trial.actors is not None:
+        detail = evaluate_actors(trained.model, features, trial.actors)
+    else:
+        detail = {**result["metrics"], "per_class": result["per_class"]}
+    metrics = {k: v for k, v in detail.items() if isinstance(v, float | int) and k != "seed"}
+    return {
+        "id": trial.id,
+        "status": "done",
+        "kind": trial.kind,
+        "task": features.task,
+        **{key: result[key] for key in ("protocol", "dataset", "variant", "partition", "views",
+                                        "queries", "classifier", "protocol_changes")},
+        "metrics": metrics,
+        "detail": {k: v for k, v in detail.items() if k not in metrics},
+        "training": {
+            "planned_epochs": trial.config.train.epochs,
+            **{key: result[key] for key in ("epochs", "seconds", "seconds_per_epoch", "best_epoch",
+                                            "best_val_score", "selected_by", "clips", "step")},
+        },
+    }  # fmt: skip
+
+
+def split_facts(split: ClassSplit) -> dict[str, Any]:
+    """Which classes, for the result."""
+    return {"split_hash": split.hash, "seed": split.seed, "source": split.source,
+            "seen_classes": list(split.seen), "unseen_classes": list(split.unseen)}  # fmt: skip
+
+
+def failure(trial: str, error: BaseException) -> dict[str, Any]:
+    """The outcome of a trial that came to nothing; a traceback where msq did not expect it."""
+    outcome = {"id": trial, "status": "failed", "error_type": type(error).__name__,
+               "error": str(error) or repr(error)}  # fmt: skip
+    if not isinstance(error, MsqError):
+        outcome["traceback"] = "".join(traceback.format_exception(error))
+    return outcome

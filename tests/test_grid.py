@@ -1,0 +1,299 @@
+"""Grids: axes of either stage, one extraction for each making, presets, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from msq.errors import MsqError, UsageError
+from msq.extract.request import ExtractRequest
+from msq.head.grid import plan_grid, run_grid
+from msq.head.grid_file import parse_grid, preset_names, preset_text, read_grid
+from msq.head.grid_stores import build_request, extraction_source, text_names
+from msq.head.sweep_plan import read_plan
+
+stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
+PAPER = Path(__file__).parents[1] / "docs" / "paper-tables.md"
+TINY = """
+name = "tiny"
+[head]
+layers = 1
+heads = 2
+ffn = 32
+[train]
+epochs = 1
+batch = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(stores.make_store(tmp_path_factory.mktemp("grid") / "toy.zarr"))
+
+
+def tiny(more: str, *overrides: str) -> Any:
+    return parse_grid(TINY + more, "tiny.toml", overrides)
+
+
+def test_product_zip_list_seeds_and_choice_make_every_combination(store: Path) -> None:
+    grid = tiny("""
+[product]
+"head.queries" = ["text", "multimodal"]
+"head.dropout" = [0.0, 0.1]
+[zip]
+"head.width" = [16, 32]
+"optim.lr" = [1e-3, 5e-4]
+[[list]]
+name = "plain"
+[[list]]
+name = "positions"
+"head.query_position" = true
+[choose]
+"train.ema" = [0.0, 0.9]
+[repeat]
+"train.val" = [0.1, 0.2]
+""", f"store={store}", "seeds=3")  # fmt: skip
+    settings = grid.settings()
+    assert len(settings) == 2 * 2 * 2 * 2 * 2 * 2 * 3
+    assert Counter(s.values["head.width"] / s.values["optim.lr"] for s in settings) == {
+        16 / 1e-3: 96, 32 / 5e-4: 96
+    }  # fmt: skip
+    assert {tuple(s.repeat) for s in settings} == {("train.val", "train.seed")}
+    plan = plan_grid(grid)
+    rows = {json.dumps(t.row) for t in plan.trials}
+    assert len(rows) == 16
+    assert {t.row["setting"] for t in plan.trials} == {"plain", "positions"}
+    assert [t.config.head.query_position for t in plan.trials].count(True) == 96
+    assert {t.config.train.ema for t in plan.trials} == {0.0, 0.9}
+    assert {t.config.train.seed for t in plan.trials} == {0, 1, 2}
+
+
+def test_an_override_takes_the_place_of_an_axis(store: Path) -> None:
+    text = '[product]\n"head.queries" = ["text", "vanilla"]\n"head.layers" = [1, 2]\n'
+    grid = tiny(text, f"store={store}", "head.queries=multimodal", "head.width=16")
+    assert [s.values["head.layers"] for s in grid.settings()] == [1, 2]
+    assert {(s.values["head.queries"], s.values["head.width"]) for s in grid.settings()} == {
+        ("multimodal", 16)
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[product]\n"head.qeries" = ["text"]', r"unknown key head\.qeries; did you mean head\.q"),
+        ('[product]\n"extract.frame" = [8]', r"unknown key extract\.frame; did you mean extr"),
+        ('[haed]\nlayers = 1', r"unknown 'haed'; did you mean head"),
+        ("[head]\nlayer = 2", r"unknown key head\.layer; did you mean head\.layers"),
+        ("[zero_shot]\nsene = [50]", r"unknown key zero_shot\.sene; did you mean seen"),
+        ("[zero_shot]\nseen = []", "found an empty axis"),
+        ("[zero_shot]\nsplits = 0", "expected 1 or more, found 0"),
+        ('[product]\n"head.layers" = []', r"product: head\.layers: .* found an empty axis"),
+        ('[product]\n"head.layers" = 2', r"expected a list of values, found 2"),
+        ('[zip]\n"head.layers" = [1]\n"head.ffn" = [1, 2]', "of one length, found head"),
+        ('[product]\n"head.ffn" = [1]\n[repeat]\n"head.ffn" = [2]', "ffn stands on two axes"),
+        ("seeds = []", "empty axis"),
+        ('[product]\n"extract.frames" = [8]', r"expected a store, or an extraction"),
+        ("nonsense", "expected TOML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_named(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_grid(f'store = "x.zarr"\n{text}', "bad.toml")
+
+
+def test_values_are_checked_before_anything_is_trained(store: Path) -> None:
+    for text, message in (
+        ('[product]\n"head.queries" = ["txt"]', "expected one of vanilla, text, multimodal"),
+        ('[product]\n"head.layers" = [1, 1]', "two trials are the same"),
+        ('[choose]\n"optim.lr" = [1e-3]\n[repeat]\n"train.val" = [0]', "needs validation clips"),
+        ("[zero_shot]\nseen = [100]", "on either side"),
+        ('[zero_shot]\nclassifier = "per-class"', "no weights for classes never trained"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            plan_grid(tiny(text, f"store={store}"))
+    with pytest.raises(UsageError, match="expected features to train on"):
+        tiny("")
+    with pytest.raises(UsageError, match=r"no preset of this name; did you mean table3-charades"):
+        read_grid("table3-charade")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_opens_with_its_command_and_cost_and_expands(name: str) -> None:
+    text = preset_text(name)
+    opening = "\n".join(re.match(r"(#.*\n)+", text)[0].splitlines())  # type: ignore[index]
+    assert f"# Command: msq grid {name} " in opening
+    assert "# Cost: " in opening
+    assert "# What to expect: " in opening
+    grid = read_grid(name, ["store=x.zarr"] if "[extract]" not in text else [])
+    settings = grid.settings()
+    assert grid.name == name
+    expected = {"components": 27, "table3": 60, "table2": 3, "table5": 3}
+    assert len(settings) == expected.get(name.partition("-")[0], 2)
+    for setting in settings:
+        made = {k.partition(".")[2]: v for k, v in setting.values.items() if k[:8] == "extract."}
+        if made:
+            assert isinstance(build_request(made), ExtractRequest)
+
+
+def test_presets_cover_tables_1_to_6_and_hold_the_papers_numbers() -> None:
+    numbers: dict[str, Counter[str]] = {}
+    for name in preset_names():
+        rows = (
+            read_grid(name, ["store=x"] if name == "components" else [])
+            .table["paper"]
+            .get("rows", [])
+        )
+        found = Counter(f"{row['value']:.2f}" for row in rows)
+        numbers[name.partition("-")[0]] = numbers.get(name.partition("-")[0], Counter()) + found
+    sections = re.split(r"^## ", PAPER.read_text(encoding="utf-8"), flags=re.M)[1:]
+    imported = {"55.59", "93.29", "67.47"}  # I3D and C3D: no encoder of ours, so no preset
+    for number, section in enumerate(sections, start=1):
+        lines = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+        printed = Counter(x for x in re.findall(r"\b\d\d\.\d\d\b", lines) if x not in imported)
+        assert numbers[f"table{number}"] == printed, number
+
+
+def test_the_papers_numbers_stand_in_the_row_they_belong_to() -> None:
+    grid = read_grid("table3-charades")
+    paper = {
+        (r["zero_shot.seen"], r["head.queries"]): r["value"] for r in grid.table["paper"]["rows"]
+    }
+    assert paper[50, "multimodal"] == 30.91
+    assert paper[75, "vanilla"] == 17.43
+
+
+def test_stores_are_shared_by_making_and_told_apart_by_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,labels,split\na.mp4,x,train\n")
+    base = {"manifest": str(manifest), "frames": 4}
+
+    def store_of(**changes: Any) -> Any:
+        return extraction_source({**base, **changes}, tmp_path)
+
+    assert store_of().store == store_of(device="cpu", workers=3, batch=1).store
+    assert store_of().key == store_of(device="cpu").key
+    prompt = store_of(prompts=["a video of {}"])
+    assert prompt.store == store_of().store  # no video is encoded again for a prompt
+    assert prompt.key != store_of().key
+    others = {store_of(**{k: v}).store for k, v in (("frames", 8), ("pooling", "patch"),
+              ("video_encoder", "x"), ("limit", 1), ("sampling", "official"))}  # fmt: skip
+    assert len(others | {store_of().store}) == 6
+    before = store_of().store
+    manifest.write_text("path,labels,split\nb.mp4,x,train\n")
+    assert store_of().store != before
+    with pytest.raises(UsageError, match=r"extract: .*fraems"):
+        build_request({"fraems": 1})
+
+
+class Extraction:
+    """Stage one that writes a made-up store; how often, and for what."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int | None, str]] = []
+
+    def run(self, request: ExtractRequest, progress: Any = None) -> Any:
+        assert request.out is not None
+        self.asked.append((request.frames, request.prompts[0]))
+        if request.frames == 99:
+            raise MsqError("no video of 99 frames")
+        if not request.out.exists():
+            stores.make_store(request.out)
+        if request.prompts[0] != "{}":
+            stores.add_prompt(request.out, "video-of", request.prompts[0])
+        return SimpleNamespace(done=1, clips=1)
+
+
+STAGE_ONE = """
+[extract]
+manifest = "MANIFEST"
+[product]
+"extract.frames" = FRAMES
+"extract.prompts" = ["{}", "video of {}"]
+"""
+
+
+def test_each_making_is_extracted_once_and_one_that_fails_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extraction = Extraction()
+    monkeypatch.setattr(ExtractRequest, "run", lambda self, progress: extraction.run(self))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,labels,split\na.mp4,x,train\n")
+    text = STAGE_ONE.replace("MANIFEST", str(manifest)).replace("FRAMES", "[4, 8, 99]")
+    plan = plan_grid(tiny(text), tmp_path / "stores")
+    assert len(plan.trials) == 6
+    assert len({one.store for one in plan.sources.values()}) == 3
+    plan, found = run_grid(plan, tmp_path / "out")
+    assert Counter(extraction.asked) == {
+        (f, p): 1 for f in (4, 8, 99) for p in ("{}", "video of {}")
+    }
+    assert (found["done"], found["failed"]) == (4, 2)
+    assert {one["error"] for one in found["failures"]} == {"no video of 99 frames"}
+    for trial in plan.trials:
+        source = plan.sources[trial.source]
+        if source.extract is not None and source.extract["frames"] != 99:
+            want = "plain" if source.extract["prompts"] == "{}" else "video-of"
+            assert text_names(Path(source.store), source.extract)["prompt"] == want
+    count = len(extraction.asked)
+    run_grid(plan_grid(tiny(text), tmp_path / "stores"), tmp_path / "out")
+    assert len(extraction.asked) == count  # what failed is tried again on request only
+    run_grid(read_plan(tmp_path / "out"), tmp_path / "out", retry_failed=True)
+    assert len(extraction.asked) == count + 2
+
+
+def test_a_grid_from_the_command_line_with_a_dry_run_first(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "g.toml"
+    file.write_text(TINY + 'seeds = 2\n[product]\n"head.queries" = ["text", "vanilla"]\n'.replace(
+        "seeds = 2\n", ""))  # fmt: skip
+    given = (
+        "grid",
+        file,
+        f"store={store}",
+        "seeds=2",
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    )
+    assert stores.msq(*given, "--dry-run", "--json") == 0
+    dry = json.loads(capsys.readouterr().out)
+    assert [one["state"] for one in dry["trials"]] == ["to do"] * 4
+    assert all(one["seconds"] > 0 for one in dry["trials"])
+    assert dry["seconds"] == pytest.approx(sum(one["seconds"] for one in dry["trials"]))
+    assert not (tmp_path / "out").exists()
+    assert stores.msq(*given, "--json", "-q") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["done"], found["failed"]) == (4, 0)
+    rows = found["table"]["rows"]
+    assert [(r["labels"]["queries"], r["done"]) for r in rows] == [("text", 2), ("vanilla", 2)]
+    assert rows[0]["metrics"]["map"]["std"] is not None
+    assert stores.msq(*given, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["to_do"] == 0
+    assert stores.msq("grid", "--list", "--json") == 0
+    assert {x["name"] for x in json.loads(capsys.readouterr().out)} == set(preset_names())
+    assert stores.msq("grid", "components", "--show") == 0
+    assert capsys.readouterr().out == preset_text("components")
+    assert stores.msq("grid") == 2
+
+
+def test_zero_shot_in_a_grid_shares_class_splits_between_the_modes(
+    store: Path, tmp_path: Path
+) -> None:
+    text = '[zero_shot]\nseen = [50]\nsplits = 2\n[product]\n"head.queries" = ["text", "vanilla"]\n'
+    plan = plan_grid(tiny(text, f"store={store}"))
+    hashes = {(t.row["queries"], t.repeat["split"]): t.split.hash for t in plan.trials if t.split}
+    assert hashes["text", 0] == hashes["vanilla", 0] != hashes["text", 1]
+    assert {(t.row["queries"], t.config.head.classifier) for t in plan.trials} == {
+        ("text", "text"), ("vanilla", "shared")
+    }  # fmt: skip
+    _, found = run_grid(plan, tmp_path / "out")
+    assert found["done"] == 4

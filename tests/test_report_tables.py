@@ -1,0 +1,179 @@
+"""Tables of results: mean and std, the best marked, the paper's number, and what is no match."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from msq import config as configuration
+from msq.config import RunConfig
+from msq.errors import UsageError
+from msq.head.sweep_plan import Plan
+from msq.head.trials import Trial
+from msq.report.table_formats import cells, csv_text, document, escape, latex, markdown
+from msq.report.tables import Row, Table, joined, sweep_table
+
+stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
+
+
+def outcome(value: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "task": "multilabel", "protocol": "paper", "dataset": "toy", "variant": "",
+        "views": "clean", "metrics": {"map": value, "map_official": value + 0.1},
+        "detail": {}, "training": {"best_val_score": 0.5}, **changes,
+    }  # fmt: skip
+
+
+def made(
+    values: Mapping[str, tuple[float, ...]], paper: Any = None, **changes: Any
+) -> tuple[Plan, dict[str, dict[str, Any]]]:
+    """A plan with a row for each name and a repeat for each value, all done."""
+    trials, outcomes = [], {}
+    for name, numbers in values.items():
+        for seed, number in enumerate(numbers):
+            config = configuration.override(
+                RunConfig(), [f"head.queries={name}", f"train.seed={seed}"]
+            )
+            trial = Trial(source="s", config=config, row={"queries": name}, repeat={"seed": seed})
+            trials.append(trial)
+            outcomes[trial.id] = outcome(number, **changes.get(name, {}))
+    table = {"metrics": ["map"], "paper": paper or {}}
+    return Plan("toy_grid", trials, {}, table=table), outcomes
+
+
+PAPER = {
+    "source": "a paper, Table 9", "protocol": "end to end", "metric": "map_official",
+    "rows": [{"queries": "text", "value": 41.5}],
+}  # fmt: skip
+TWO = {"text": (0.25, 0.5), "vanilla": (0.125, 0.25)}
+
+
+def test_mean_std_best_and_the_papers_number_in_every_format() -> None:
+    table = sweep_table(*made(TWO, PAPER))
+    shown = markdown(table)
+    assert "| text | **37.50 ± 17.68** | 41.50 |" in shown
+    assert "| vanilla | 18.75 ± 8.84 | – |" in shown
+    assert "a paper, Table 9; end to end" in shown
+    tex = latex(table)
+    assert r"text & \textbf{37.50 $\pm$ 17.68} & 41.50 \\" in tex
+    assert r"vanilla & 18.75 $\pm$ 8.84 & -- \\" in tex
+    assert r"\begin{tabular}{lrr}" in tex
+    assert r"toy\_grid" in tex
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert tex.count(rule) == 1
+    first, second = csv.DictReader(io.StringIO(csv_text(table)))
+    assert (first["map_mean"], first["paper"], first["paper_metric"]) == (
+        "0.375", "0.415", "map_official"
+    )  # fmt: skip
+    assert float(second["map_std"]) == pytest.approx(0.0883883)
+    assert (second["paper"], second["repeats"]) == ("", "2")
+    written = document(table)
+    assert written["rows"][0]["metrics"]["map"]["values"] == [0.25, 0.5]
+    assert json.dumps(written)
+
+
+def test_several_metrics_of_one_task_or_a_metric_that_nobody_has() -> None:
+    plan, outcomes = made(TWO)
+    header, _ = cells(sweep_table(plan, outcomes, ("map_official", "map")), str, str)
+    assert header == ["queries", "official micro AP", "mAP"]
+    with pytest.raises(UsageError, match=r"metric 'mpa': no trial .* they have map, map_official"):
+        sweep_table(plan, outcomes, ("mpa",))
+
+
+def test_different_protocols_in_one_table_are_warned_of_and_not_compared() -> None:
+    plan, outcomes = made(TWO, vanilla={"protocol": "official"})
+    table = sweep_table(plan, outcomes)
+    assert table.best("map") == []
+    (warning,) = table.warnings()
+    assert "different protocols stand in one table (official, paper)" in warning
+    for text in (markdown(table), latex(table), csv_text(table)):
+        assert "different protocols" in text
+        assert "official" in text
+    assert cells(table, str, str)[0] == ["queries", "protocol", "mAP"]
+
+
+@pytest.mark.parametrize(("key", "name"), [("dataset", "datasets"), ("views", "test views")])
+def test_other_things_that_keep_rows_apart_are_warned_of(key: str, name: str) -> None:
+    plan, outcomes = made(TWO, vanilla={key: "another"})
+    table = sweep_table(plan, outcomes)
+    assert f"rows of different {name}" in table.warnings()[0]
+    assert table.best("map") == []
+
+
+def test_rows_over_different_class_splits_are_warned_of() -> None:
+    plan, outcomes = made(TWO, vanilla={"detail": {"split_hash": "b" * 64}},
+                          text={"detail": {"split_hash": "a" * 64}})  # fmt: skip
+    table = sweep_table(plan, outcomes)
+    assert "different class splits" in table.warnings()[0]
+
+
+def test_what_is_not_done_yet_is_said() -> None:
+    plan, outcomes = made(TWO)
+    del outcomes[plan.trials[0].id]
+    table = sweep_table(plan, outcomes)
+    assert table.warnings() == ["queries text: 1 of 2 done"]
+    assert "| text | **50.00** |" in markdown(table)
+
+
+def test_the_best_is_marked_in_each_group_and_chance_is_no_contest() -> None:
+    def row(seen: int, mode: str, value: float) -> Row:
+        cell = {"mean": value, "std": None, "values": [value]}
+        return Row(
+            {"seen": seen, "queries": mode}, {"unseen": cell, "chance": cell}, None, {}, 1, 1
+        )
+
+    rows = [row(50, "text", 0.5), row(50, "vanilla", 0.4), row(75, "text", 0.1),
+            row(75, "vanilla", 0.2)]  # fmt: skip
+    table = Table("t", ("seen", "queries"), ("unseen", "chance"), rows, by=("seen",))
+    assert table.best("unseen") == [0, 3]
+    assert table.best("chance") == []
+    assert latex(table).count(r"\midrule") == 2
+
+
+def test_sweeps_and_runs_stand_in_one_table_with_their_names(tmp_path: Path) -> None:
+    first, second = (sweep_table(*made(TWO)) for _ in range(2))
+    both = joined([first, second])
+    assert [row.labels["of"] for row in both.rows] == ["toy_grid"] * 4
+    assert both.axes == ["of", "queries"]
+    assert both.warnings() == []
+
+
+def test_latex_keeps_what_people_write_in_names() -> None:
+    assert escape(r"a_b & 50 % {x} \y") == r"a\_b \& 50 \% \{x\} \textbackslash{}y"
+
+
+def test_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = stores.make_store(tmp_path / "toy.zarr")
+    out = tmp_path / "sweep"
+    small = ("--splits", "1", "--seen", "50", "--epochs", "1", "--device", "cpu", "-q")
+    assert stores.msq("zero-shot", store, "--out", out, *small, *stores.HEAD) == 0
+    shown = capsys.readouterr()
+    assert "similarity" in shown.out
+    assert "hash" in shown.out
+    run = tmp_path / "run"
+    more = ("--epochs", "1", "--device", "cpu", "-q", *stores.HEAD)
+    assert stores.msq("train-head", store, "--out", run, *more) == 0
+    capsys.readouterr()
+    for kind in ("terminal", "markdown", "latex", "csv"):
+        assert stores.msq("report", out, "--format", kind) == 0
+        text = capsys.readouterr().out
+        assert "multimodal" in text
+    assert stores.msq("report", out, run, "--metric", "unseen", "--metric", "map", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["labels"]["of"] for row in found["rows"]][-1] == "run"
+    file = tmp_path / "t.tex"
+    assert stores.msq("report", out, "--format", "latex", "--out", file) == 0
+    assert r"\toprule" in file.read_text()
+    assert stores.msq("report", tmp_path) == 2
+    assert "expected a sweep (plan.json) or a finished run" in capsys.readouterr().err
+    lines = (out / "per_class.csv").read_text().splitlines()
+    assert lines[0] == "seen,queries,split,trial,class,ap"
+    assert len(lines) == 1 + 3 * 4
