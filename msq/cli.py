@@ -466,6 +466,11 @@ def main(arguments: list[str] | None = None) -> Any:
     except MsqError as error:
         sys.stderr.write(f"msq: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.filename is None or error.strerror is None:
+            raise
+        sys.stderr.write(f"msq: {error.filename}: {error.strerror}; what was finished is kept\n")
+        sys.exit(1)
     except SystemExit as end:  # typer makes this of a KeyboardInterrupt
         if end.code == 130:
             sys.stderr.write("msq: interrupted; what was finished is kept, run again to go on\n")

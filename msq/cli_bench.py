@@ -38,6 +38,24 @@ def bench_head(
     raise typer.Exit(benchmarks.show(found, json=json))
 
 
+@bench_app.command("stack", epilog="Example: msq bench stack --case K=20 --rounds 5")
+def bench_stack(
+    quick: Quick = False,
+    rounds: Rounds = None,
+    case: OnlyCases = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Never falls back.")] = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time several heads trained at once beside one after another (exit code 4 if not equal)."""
+    from msq.report import benchmarks
+
+    found = benchmarks.run(
+        "stack", quick=quick, rounds=rounds, device=device, only=case, quiet=quiet
+    )
+    raise typer.Exit(benchmarks.show(found, json=json))
+
+
 @bench_app.command("store", epilog="Example: msq bench store --json")
 def bench_store(
     quick: Quick = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,14 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes; one for each device by default.", min=1)
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of each; its share of cores.", min=1)]
+Stack = Annotated[
+    int | None,
+    typer.Option(
+        help="Heads trained at once, at most; 1 for one after another. By default a measurement "
+        "decides on a GPU, and it is 1 on a CPU.",
+        min=1,
+    ),
+]
 Scheduler = Annotated[
     str | None,
     typer.Option(help="dask (local workers) or tcp://HOST:PORT; only ids of trials go through it."),
@@ -75,6 +84,7 @@ def zero_shot(
     device: Devices = "auto",
     workers: Workers = None,
     threads: Threads = None,
+    stack: Stack = None,
     scheduler: Scheduler = None,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
@@ -82,6 +92,7 @@ def zero_shot(
     quiet: Quiet = False,
 ) -> None:
     """Train on some classes, score on classes never trained; mean ± std over class splits."""
+    from msq.head.stack_plan import choose_engine
     from msq.head.sweep import prepare
     from msq.report import stage_two, sweep_dry_run, sweeps, zero_shot
 
@@ -110,7 +121,8 @@ def zero_shot(
     if dry_run:
         sweep_dry_run.show(planned, out, count, places[0], json=json)
         return
-    planned = prepare(out, planned, retry_failed=retry_failed)
+    engine = functools.partial(choose_engine, heads=stack, device=places[0])
+    planned = prepare(out, planned, retry_failed=retry_failed, engine=engine)
     summary = sweeps.follow(
         planned, out, quiet=quiet, workers=count, devices=places, scheduler=scheduler
     )
@@ -133,6 +145,7 @@ def grid(
     device: Devices = "auto",
     workers: Workers = None,
     threads: Threads = None,
+    stack: Stack = None,
     scheduler: Scheduler = None,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
@@ -142,6 +155,7 @@ def grid(
     """Train every combination of a grid file, of either stage; extracts each store once."""
     from msq.head.grid import plan_grid
     from msq.head.grid_file import read_grid
+    from msq.head.stack_plan import choose_engine
     from msq.report import grids, sweep_dry_run, sweeps
 
     if list_:
@@ -162,6 +176,7 @@ def grid(
         return
     found = grids.run(
         planned, out, retry_failed=retry_failed, quiet=quiet,
+        engine=functools.partial(choose_engine, heads=stack, device=places[0]),
         workers=count, devices=places, scheduler=scheduler,
     )  # fmt: skip
     grids.show(found, out, json=json)

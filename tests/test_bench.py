@@ -67,7 +67,9 @@ def test_the_head_cases_are_those_that_are_promised() -> None:
 
 
 def test_unknown_kinds_and_cases_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="expected head, store, decode, extract, found 'disk'"):
+    with pytest.raises(
+        UsageError, match="expected head, stack, store, decode, extract, found 'disk'"
+    ):
         registry("disk", Settings())
     with pytest.raises(UsageError, match=r"no case contains 'GOP 7'.*decode GOP 30"):
         registry("decode", Settings(only="GOP 7"))

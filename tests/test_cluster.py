@@ -91,14 +91,18 @@ def test_others_make_what_a_slow_worker_has_not_begun(tmp_path: Path, made: list
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(work, data, out, Team(0, 2), slow, batch=1)
         assert slow.began.wait(60)  # it is in the middle of its first shard
+        half = out / "status" / ".0.4711.tmp"
+        half.write_bytes(b"half")  # as of a file that it writes right now
         second = pool.submit(work, data, out, Team(1, 2), batch=1)
         end = time.monotonic() + 60
         while len(made) < 7 and time.monotonic() < end:
             time.sleep(0.01)
         assert sorted(made) == list(range(1, 8))
+        assert half.exists()
         go.set()
         assert second.result().done == 16
         told = first.result()
+    assert not half.exists()
     assert sorted(made) == list(range(8))
     assert [share["clips"] for share in told.shares] == [14]
     assert told.clips_per_second == pytest.approx(16 / told.seconds)

@@ -17,7 +17,9 @@ from msq.extract.request import ExtractRequest
 from msq.head.grid import plan_grid, run_grid
 from msq.head.grid_file import parse_grid, preset_names, preset_text, read_grid
 from msq.head.grid_stores import build_request, extraction_source, text_names
+from msq.head.sweep import outcomes_of
 from msq.head.sweep_plan import read_plan
+from msq.head.sweep_results import baselines, lines
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
 PAPER = Path(__file__).parents[1] / "docs" / "paper-tables.md"
@@ -289,7 +291,7 @@ def test_zero_shot_in_a_grid_shares_class_splits_between_the_modes(
     store: Path, tmp_path: Path
 ) -> None:
     text = '[zero_shot]\nseen = [50]\nsplits = 2\n[product]\n"head.queries" = ["text", "vanilla"]\n'
-    plan = plan_grid(tiny(text, f"store={store}"))
+    plan = plan_grid(tiny(text + '"train.patience" = [0]\n', f"store={store}"))
     hashes = {(t.row["queries"], t.repeat["split"]): t.split.hash for t in plan.trials if t.split}
     assert hashes["text", 0] == hashes["vanilla", 0] != hashes["text", 1]
     assert {(t.row["queries"], t.config.head.classifier) for t in plan.trials} == {
@@ -297,3 +299,5 @@ def test_zero_shot_in_a_grid_shares_class_splits_between_the_modes(
     }  # fmt: skip
     _, found = run_grid(plan, tmp_path / "out")
     assert found["done"] == 4
+    (clip,) = baselines(lines(plan, outcomes_of(tmp_path / "out", plan)))
+    assert clip.row == {"seen": 50, "queries": "CLIP similarity"}  # whatever the heads are like

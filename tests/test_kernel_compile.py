@@ -74,7 +74,15 @@ def instructions(compiled) -> list[str]:
     return [name for name in found if name != "NOP"]
 
 
-EVERY = [(made, architecture) for architecture in ARCHITECTURES for made in builds()]
+# All for sm_90; for the others one size of each kernel, the rest stands in the record.
+ELSEWHERE = ("mask_bits", " D=512", " F=2048", " K=157", " T=17", "cross_attention K=20",
+             "cross_attention_backward K=20")  # fmt: skip
+EVERY = [
+    (made, architecture)
+    for architecture in ARCHITECTURES
+    for made in builds()
+    if architecture == 90 or made.name.endswith(ELSEWHERE)
+]
 
 
 @pytest.mark.parametrize(("of", "architecture"), EVERY, ids=[key(*each) for each in EVERY])
@@ -95,12 +103,22 @@ def test_a_kernel_fits_without_spills_and_is_what_the_record_says(
     assert expected["stack"] == 0
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_record_has_every_kernel_and_no_other_for_both_versions(architecture: int) -> None:
+def test_the_record_is_of_these_kernels_and_tiles_and_nothing_in_it_spills() -> None:
     assert {"3.6.0", "3.9.0"} <= record().keys()
+    current = {
+        key(of, a): find_tile(of.op, (a // 10, a % 10), of.keys)
+        for a in ARCHITECTURES
+        for of in builds()
+    }
     for written in record().values():
-        end = f" sm_{architecture}"
-        assert {k for k in written if k.endswith(end)} == {key(of, architecture) for of in builds()}
+        assert written.keys() == current.keys()
+        for name, tile in current.items():
+            one = written[name]
+            expected = {**tile.sizes, "warps": tile.warps, "stages": tile.stages}
+            assert one["tile"] == expected, f"{name}: benchmarks/kernel_table.py --write"
+            assert one["stack"] == 0, name
+            assert one["shared"] <= SHARED_LIMIT[int(name.rpartition("_")[2])], name
+            assert not one["atomics"], name
 
 
 @pytest.mark.parametrize(

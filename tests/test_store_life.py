@@ -437,6 +437,9 @@ def test_an_encoder_and_views_are_added_and_nothing_that_is_there_changes(
         with pytest.raises(StoreError, match="were not extracted yet"):
             read([0], slug, view)
         assert len(store.ok_rows([slug], view)) == 0
+    # A shard in which nothing failed leaves the list of what did as it is, old or not.
+    writer.commit(0, {"fake-image": stores.rows_of(stores.IMAGE, [0, 1, 2], "float16")}, [])
+    assert tree(path)["failures/00000.json"] == before["failures/00000.json"]
     stores.add(writer, stores.dataset(), stores.IMAGE, (CLEAN,), "float16")
     stores.add(writer, stores.dataset(), stores.VIDEO, (CLEAN, *augmented_views(2)), "float16")
     changed = {k for k, v in tree(path).items() if k in before and before[k] != v}

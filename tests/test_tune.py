@@ -71,7 +71,7 @@ def test_real_candidates_compile_and_fill_a_table_that_the_dispatch_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    bucket = next(b for b in BUCKETS if b.op == "relu_drop")
+    bucket = next(b for b in BUCKETS if b.op == "relu_drop" and b.keys == 3072)
     found = tune(bucket, 90, fake_judge(), "no machine", told.append, most=2)
     assert sum(line.endswith(": fits") for line in told) == 4  # two of each kernel
     rest = untimed(BUCKETS, [bucket], 90)
@@ -81,16 +81,16 @@ def test_real_candidates_compile_and_fill_a_table_that_the_dispatch_reads(
     assert {t.op for t in table} == {t.op for t in all_tiles()}
     monkeypatch.setattr(tiles, "all_tiles", lambda: table)
     tiles._from_table.cache_clear()
-    winner = find_tile("relu_drop", (9, 0), 2048)
+    winner = find_tile("relu_drop", (9, 0), 3072)
     assert winner == found.tiles[0]
     assert winner.ratio is not None
     assert winner.measured["kernel_us"]["median"] > 0
-    assert find_tile("relu_drop", (9, 0), 3072).ratio is None  # that range was not timed
-    assert find_tile("relu_drop", (8, 0), 2048).ratio is None
+    assert find_tile("relu_drop", (9, 0), 2048).ratio is None  # that range was not timed
+    assert find_tile("relu_drop", (8, 0), 3072).ratio is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.delenv("MSQ_KERNELS", raising=False)
     dispatch.resolve.cache_clear()
-    choice = dispatch.resolve("relu_drop", torch.device("cuda"), torch.bfloat16, 2048)
+    choice = dispatch.resolve("relu_drop", torch.device("cuda"), torch.bfloat16, 3072)
     assert choice.path == ("triton" if winner.ratio > 1 else "reference")
     assert choice.reason == f"measured {winner.ratio:.2f} x the reference on sm_90"
     dispatch.resolve.cache_clear()

@@ -14,10 +14,11 @@ from typing import Literal
 
 from msq.errors import UsageError
 
-Kind = Literal["head", "store", "decode", "extract"]
+Kind = Literal["head", "stack", "store", "decode", "extract"]
 Unit = Literal["ms", "MB/s"]
 KINDS: dict[str, str] = {
     "head": "msq.bench.head_cases",
+    "stack": "msq.bench.stack_cases",
     "store": "msq.bench.store_cases",
     "decode": "msq.bench.decode_cases",
     "extract": "msq.bench.extract_cases",
@@ -151,7 +152,7 @@ def registry(kind: str, settings: Settings) -> tuple[Case, ...]:
     """The cases of a kind, in order.
 
     Args:
-        kind: `head`, `store`, `decode` or `extract`.
+        kind: `head`, `stack`, `store`, `decode` or `extract`.
         settings: `only` chooses among them.
 
     Raises:

@@ -57,7 +57,7 @@ def cases(settings: Settings) -> Iterable[Case]:
             _made,
             seconds=1 if settings.quick else length,
             gop=gop,
-            size=(width, height),
+            size=(width // 4, height // 4) if settings.quick else (width, height),
             bframes=0 if "no B" in name else 3,
         )
         yield library_case(f"libraries {name}", f"{width}x{height}, {length} s", made)

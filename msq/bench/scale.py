@@ -66,8 +66,8 @@ class Measured:
 
 
 MEASURED = Measured(
-    decode={"480p, 30 s": 0.0, "240p, 10 s": 0.0},
-    encode={"fp32": 0.0, "bf16": 0.0},
+    decode={"480p, 30 s": 0.436, "240p, 10 s": 0.053},
+    encode={"fp32": 21.9},
     row_seconds=57e-6,
     row_bytes=1230.0,
 )

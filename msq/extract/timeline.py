@@ -107,8 +107,13 @@ class Clock:
             # attached to the wrong frames, shifted by the decoder's delay.
             known.sort()
             return np.array([float((pts - known[0]) * self._base) for pts in known])
+        # pts * base - origin in whole numbers, divided once: the same bits as with fractions, which
+        # take longer for a long video than its resizing does.
+        base, origin = self._base, self._origin
+        factor, below = base.numerator * origin.denominator, base.denominator * origin.denominator
+        less = origin.numerator * base.denominator
         return np.array(
-            [math.nan if pts is None else float(pts * self._base - self._origin) for pts in stamps],
+            [math.nan if pts is None else (pts * factor - less) / below for pts in stamps],
             dtype=np.float64,
         )
 

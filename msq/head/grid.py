@@ -162,6 +162,7 @@ def run_grid(
     out: Path,
     *,
     retry_failed: bool = False,
+    engine: Callable[[Plan], Plan] | None = None,
     extracting: Callable[[str, dict[str, Any]], None] | None = None,
     **how: Any,
 ) -> tuple[Plan, dict[str, Any]]:
@@ -171,6 +172,7 @@ def run_grid(
         plan: from `plan_grid`.
         out: folder of the sweep.
         retry_failed: try trials again that failed.
+        engine: as in `msq.head.sweep.prepare`.
         extracting: as `progress` of `make_stores`.
         how: as `msq.head.sweep_workers.run_sweep` takes.
 
@@ -178,7 +180,7 @@ def run_grid(
         The plan in force and the summary of `run_sweep`. A store that could not be made is the
         failure of its trials, and of no other.
     """
-    plan = prepare(out, plan, retry_failed=retry_failed)
+    plan = prepare(out, plan, retry_failed=retry_failed, engine=engine)
     wanted = {t.source for t in plan.trials if not outcome_path(out, t.id).exists()}
     for key, problem in make_stores(plan, wanted, extracting).items():
         for trial in plan.trials:

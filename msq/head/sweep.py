@@ -96,8 +96,21 @@ def load_source(trial: Trial, source: Source) -> Features:
     return configured_features(open_store(Path(source.store)), feature_config(trial, names))
 
 
-def prepare(folder: Path, plan: Plan, *, retry_failed: bool = False) -> Plan:
+def prepare(
+    folder: Path,
+    plan: Plan,
+    *,
+    retry_failed: bool = False,
+    engine: Callable[[Plan], Plan] | None = None,
+) -> Plan:
     """Write the plan, unless it is there, and clear failures that are to be tried again.
+
+    Args:
+        folder: of the sweep.
+        plan: to be done.
+        retry_failed: try trials again that failed.
+        engine: gives a plan that is new here its engine and groups, before it is written
+            (`msq.head.stack_plan.choose_engine`).
 
     Returns:
         The plan in force: the stored one where it has the same trials, whose engine and number of
@@ -115,6 +128,7 @@ def prepare(folder: Path, plan: Plan, *, retry_failed: bool = False) -> Plan:
         plan = stored
     else:
         with at_work(folder, alone=True):
+            plan = plan if engine is None else engine(plan)
             write_plan(folder, plan)
     if retry_failed:
         for trial in plan.trials:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msq import config as configuration
 from msq.head.sweep_plan import Plan
 from msq.head.trials import Trial
 
@@ -91,8 +92,10 @@ def baselines(found: Sequence[Line]) -> list[Line]:
         scores = [(t, o, o["detail"].get("clip_similarity")) for t, o in line.trials]
         if not scores or any(score is None for _, _, score in scores):
             continue
-        row = {k: v for k, v in line.row.items() if not k.startswith(("head.", "optim.", "train."))}
-        row = {**row, "queries": CLIP} if "queries" in line.row else {**row, "head": CLIP}
+        config = configuration.to_dict(line.trials[0][0].config)
+        heads = {key for part in ("head", "optim", "train") for key in config[part]} | {"setting"}
+        row = {k: v for k, v in line.row.items() if k.rpartition(".")[2] not in heads}
+        row |= {"queries" if "queries" in line.row else "head": CLIP}
         names = [k for k, v in scores[0][2].items() if isinstance(v, int | float)]
         metrics = {name: spread([score[name] for _, _, score in scores]) for name in names}
         made.setdefault(_key(row), Line(row, line.trials, line.planned, metrics, baseline=True))
