@@ -2,6 +2,8 @@
 # make test   creates the environment and passes the tests
 PYTHON ?= python3
 VENV   ?= .venv
+# Test processes; each has one torch thread.
+TESTERS ?= 2
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -24,7 +26,7 @@ sweep-demo: env
 	$(BIN)/python benchmarks/sweep_demo.py --work sweep-demo --write
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
 
 # The kernels compiled by the oldest Triton that they are held to, beside the newest in `test`.

@@ -252,8 +252,9 @@ def look(path: Path, cut: dict[str, Any]) -> dict[str, Any]:
     except VideoError as error:
         if str(path) not in str(error):
             wrong.append(f"frame_times does not name the file: {error}")
-    status = "failed" if result.reason else "degraded" if any(result.degraded) else "ok"
-    return {"status": status, "wrong": wrong, "reason": result.reason or result.degraded[0]}
+    damage = next(filter(None, result.degraded), None)  # of the picture that has some
+    status = "failed" if result.reason else "degraded" if damage else "ok"
+    return {"status": status, "wrong": wrong, "reason": result.reason or damage}
 
 
 def run(folder: Path, numbers: Sequence[int], real: Path | None) -> None:

@@ -9,6 +9,8 @@ import json
 import os
 import runpy
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,6 +175,19 @@ def test_frames_come_through_shared_memory_and_stay_until_they_are_released(
         assert result.frames == []
     for found, wanted in zip([*(k.frames for k in kept), *late], expected, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(found, wanted.frames, strict=True))
+
+
+def test_small_clips_do_not_pile_up(videos: Path) -> None:
+    started: list[int] = []
+
+    def many() -> Iterator[DecodeTask]:
+        for row in range(400):
+            started.append(row)
+            yield DecodeTask(row, videos / "none.mp4", None, None, PICTURES)
+
+    with closing(decode_in_order(many(), 1)) as stream:
+        assert next(stream).reason is not None
+        assert len(started) == decode_pool.LOOK_AHEAD_CLIPS
 
 
 def test_without_room_frames_come_through_the_pipe(

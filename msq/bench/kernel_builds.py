@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,9 @@ from msq.kernels.tiles import Tile, find_tile
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a program
-TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # of products of 64 rows and more
+# Of products by single warps, by groups of four (sm_90), and by the unit of sm_100.
+PRODUCTS = {"HMMA": r"\bmma\.sync", "HGMMA": r"\bwgmma\.mma", "UTCHMMA": r"\btcgen05\.mma\b"}
+NOP = 0x918  # lowest 12 bits of the instruction that does nothing
 RECORD = Path(__file__).with_name("kernel_builds.json")
 WIDTH, HEADS, HEAD_WIDTH, HIDDEN, RATE = 512, 8, 64, 2048, 410
 
@@ -200,15 +203,20 @@ def compile_for(build: Build, architecture: int, tile: Tile | None = None) -> Ma
         ASTSource(build.kernel, signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32), options=tile.options(),
     )  # fmt: skip
-    return examined(compiled.asm["cubin"], compiled.metadata.shared)
+    asm = compiled.asm
+    return examined(asm["cubin"], compiled.metadata.shared, asm["ptx"])
 
 
-def examined(binary: bytes, shared: int) -> Made:
-    """A binary as the vendor's own tool, which comes with Triton, shows it.
+def examined(binary: bytes, shared: int, virtual: str) -> Made:
+    """A compiled kernel, its resources as the vendor's own tool, which comes with Triton, says.
+
+    Disassembling it would take a second or more: instructions are counted from the binary's code,
+    where each takes 16 bytes, and their kinds are read from the virtual assembly.
 
     Args:
         binary: the cubin.
         shared: bytes that a launch asks for.
+        virtual: PTX.
     """
     import triton
 
@@ -217,18 +225,28 @@ def examined(binary: bytes, shared: int) -> Made:
         file.write(binary)
         file.flush()
         shown = subprocess.run(
-            [tool, "--dump-resource-usage", "-sass", file.name],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     used = {k: int(v) for k, v in re.findall(r"\b(REG|STACK):(\d+)", shown)}
-    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", shown)
-    opcodes = [name for name in found if name != "NOP"]
-    kinds = set(opcodes)
+    products = {kind for kind, name in PRODUCTS.items() if re.search(name, virtual)}
+    atomics = set(re.findall(r"\b(?:atom|red)\.(?!shared|async)\S+", virtual))
     return Made(
-        used["REG"], used["STACK"], shared, len(opcodes),
-        tuple(sorted(kinds & set(TENSOR_CORE.values()))),
-        tuple(sorted(kinds & {"RED", "REDG", "ATOM", "ATOMG"})),
+        used["REG"], used["STACK"], shared, instructions(binary),
+        tuple(sorted(products)), tuple(sorted(atomics)),
     )  # fmt: skip
+
+
+def instructions(binary: bytes) -> int:
+    """Instructions in the code sections of an ELF file for a GPU, padding left out."""
+    (sections,) = struct.unpack_from("<Q", binary, 40)
+    size, count, names = struct.unpack_from("<HHH", binary, 58)
+    headers = [struct.unpack_from("<IIQQQQ", binary, sections + size * i) for i in range(count)]
+    strings, total = headers[names][4], 0
+    for name, _, _, _, offset, length in headers:
+        if binary[strings + name :].startswith(b".text."):
+            code = struct.iter_unpack("<QQ", binary[offset : offset + length])
+            total += sum(low & 0xFFF != NOP for low, _ in code)
+    return total
 
 
 def record() -> dict[str, dict[str, dict[str, Any]]]:

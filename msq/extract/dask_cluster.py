@@ -94,7 +94,8 @@ def _tell(
     if progress is None:
         return
     stages = _stages(told)
-    encode = {f"encode {name}": value for name, value in stages.pop("encode", {}).items()}
+    encode = {f"encode {name}": value for name, value in stages.get("encode", {}).items()}
+    rates = {name: stages.get(name) for name in ("decode", "write", "bottleneck")}
     progress(
         {
             "stage": "extract",
@@ -102,7 +103,7 @@ def _tell(
             "total": total,
             "failed": sum(counts["failed"] for counts in told.values()),
             "clips_per_second": rate,
-            "stages": {**stages, **encode},
+            "stages": {**rates, **encode},
         }
     )
 

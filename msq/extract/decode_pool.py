@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import mmap
 import multiprocessing
 import os
@@ -44,18 +43,20 @@ __all__ = [
 ]
 
 LOOK_AHEAD_BYTES = 256 * 2**20
+LOOK_AHEAD_CLIPS = 128  # or four for each worker
 NICENESS = 10  # of decode workers
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class _Waiting:
-    """A task under way, and the place in shared memory for its frames.
+    """A task under way, the bytes of its frames and their place in shared memory.
 
     One whose future is None was under way when a worker died; it is tried again alone.
     """
 
     task: DecodeTask
+    size: int
     place: int | None
     future: Future[Decoded] | None
 
@@ -91,18 +92,27 @@ def decode_in_order(
     with closing(arena), _Pool(workers, arena.address) as pool:
 
         def start(task: DecodeTask) -> _Waiting:
-            place = arena.take(task.bytes)
-            return _Waiting(task, place, pool.submit(task, place))
+            size = task.bytes
+            place = arena.take(size)
+            return _Waiting(task, size, place, pool.submit(task, place))
 
         waiting = deque([start(first)])
+        held, lost = waiting[0].size, 0
+        most = max(LOOK_AHEAD_CLIPS, 4 * workers)
         while True:
-            if all(entry.future is not None for entry in waiting):
-                for task in _fitting(source, waiting, workers, look_ahead):
-                    waiting.append(start(task))
+            while not lost and len(waiting) < most:
+                if len(waiting) > workers and held >= look_ahead:
+                    break
+                if (task := next(source, None)) is None:
+                    break
+                waiting.append(start(task))
+                held += waiting[-1].size
             if not waiting:
                 return
             entry = waiting.popleft()
+            held -= entry.size
             if entry.future is None:
+                lost -= 1
                 result = pool.run_alone(entry.task, entry.place)
             else:
                 try:
@@ -111,7 +121,7 @@ def decode_in_order(
                     pool.restart()
                     for other in waiting:
                         if other.future is not None and not _whole(other.future):
-                            other.future = None
+                            other.future, lost = None, lost + 1
                     result = pool.run_alone(entry.task, entry.place)
             yield _found(result, entry, arena)
 
@@ -125,24 +135,6 @@ def _found(result: Decoded, entry: _Waiting, arena: FrameArena) -> Decoded:
     elif place is not None:
         arena.give(place)
     return result
-
-
-def _fitting(
-    source: Iterator[DecodeTask],
-    waiting: deque[_Waiting],
-    workers: int,
-    look_ahead: int,
-) -> Iterator[DecodeTask]:
-    """The next tasks that may be started, given what is under way."""
-    held = sum(entry.task.bytes for entry in waiting)
-    for count in itertools.count(len(waiting)):
-        if count > workers and held >= look_ahead:
-            return
-        task = next(source, None)
-        if task is None:
-            return
-        held += task.bytes
-        yield task
 
 
 def _whole(future: Future[Decoded]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +67,7 @@ class FrameArena:
 
     def give(self, place: int) -> None:
         """The piece at a place may be handed out again; what it holds is lost then."""
-        self._taken = [piece for piece in self._taken if piece[0] != place]
+        del self._taken[bisect_left(self._taken, (place,))]
 
     def read(self, place: int, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
         """The arrays at a place, one behind the other, without a copy."""

@@ -128,7 +128,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
     if "name" in header and len(header) > 1:
         try:
-            records = list(csv.DictReader(lines, fieldnames=header))[1:]
+            records = list(csv.DictReader(lines, fieldnames=header, strict=True))[1:]
         except csv.Error as bad:
             raise DatasetError(f"classes file {path}: cannot be read as CSV: {bad}") from None
         if "id" in header:
