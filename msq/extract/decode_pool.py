@@ -68,14 +68,14 @@ def decode_in_order(
 
     The frames of a result may be used until its `release` is called.
 
+    A source that has nothing now may have more later, as `ShardQueue` does: it is asked again
+    before each result, and the end is when nothing is under way and it has no more.
+
     Args:
         tasks: clips in row order.
         workers: processes; 0 decodes in this one, when asked for the next result.
         look_ahead: bytes of finished frames that may wait for the caller, roughly; there are
             always enough tasks under way to keep every worker busy.
-
-    A source that has nothing now may have more later, as `ShardQueue` does: it is asked again
-    before each result, and the end is when nothing is under way and it has no more.
 
     Raises:
         MsqError: worker processes cannot be started at all.
