@@ -146,9 +146,7 @@ class FeatureStore(StoreFolder):
         """Prompt name -> template of one text encoder; a set's templates are joined by ` | `."""
         slug = self._choose(self.encoders("text"), encoder, "text encoder")
         names = sorted(p.parent.name for p in (self.path / "text" / slug).glob("*/zarr.json"))
-        return {
-            name: str(self._making(f"text/{slug}/{name}")["template"]) for name in names
-        }
+        return {name: str(self._making(f"text/{slug}/{name}")["template"]) for name in names}
 
     def templates(self, encoder: str | None = None, prompt: str | None = None) -> tuple[str, ...]:
         """The templates of one prompt: one, or those of a set, which were averaged."""

@@ -273,9 +273,7 @@ def read_root(path: Path) -> dict[str, Any]:
         attributes: dict[str, Any] = read_metadata(document)["attributes"]["msq"]
         schema_found = attributes["schema"]
     except (KeyError, TypeError):
-        raise StoreError(
-            f"{document}: a Zarr group, but not a feature store of msq"
-        ) from None
+        raise StoreError(f"{document}: a Zarr group, but not a feature store of msq") from None
     if schema_found != schema.SCHEMA:
         raise StoreError(
             f"{path}: expected schema {schema.SCHEMA}, found {schema_found}; "
