@@ -169,6 +169,9 @@ def test_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert stores.msq("report", out, run, "--metric", "unseen", "--metric", "map", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["labels"]["of"] for row in found["rows"]][-1] == "run"
+    for paths in ((run,), (out, run)):
+        assert stores.msq("report", *paths, "--metric", "mpa") == 2
+        assert "metric 'mpa'" in capsys.readouterr().err
     file = tmp_path / "t.tex"
     assert stores.msq("report", out, "--format", "latex", "--out", file) == 0
     assert r"\toprule" in file.read_text()

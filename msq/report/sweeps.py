@@ -196,7 +196,9 @@ def report(
     from msq.report.table_formats import FORMATS, document, remarks
     from msq.report.tables import joined, load_table
 
-    table = joined([load_table(path, metrics) for path in paths], metrics)
+    # Of several, each may lack a metric that another has.
+    alone = metrics if len(paths) == 1 else ()
+    table = joined([load_table(path, alone) for path in paths], metrics)
     if json:
         terminal.print_json(document(table))
         return

@@ -128,11 +128,9 @@ def sweep_table(plan: Plan, outcomes: Outcomes, metrics: Sequence[str] = ()) -> 
     tasks = {outcome["task"] for _, outcome in (one for line in found for one in line.trials)}
     wanted = list(metrics or plan.table.get("metrics", ()))
     wanted = wanted or [m for task in sorted(tasks) for m in DEFAULT[task]]
-    have = list(dict.fromkeys(name for line in found for name in line.metrics))
-    for name in wanted:
-        if have and name not in have:
-            raise UsageError(f"metric {name!r}: no trial of {plan.name} has it; they have "
-                             f"{', '.join(have)}")  # fmt: skip
+    _require(
+        metrics, [line.metrics for line in found], f"no trial of {plan.name} has it; they have"
+    )
     paper = plan.table.get("paper") or {}
     rows = []
     for line in _with_baselines(found, plan.table.get("by", ())):
@@ -147,6 +145,14 @@ def sweep_table(plan: Plan, outcomes: Outcomes, metrics: Sequence[str] = ()) -> 
         plan.name, axes, wanted, rows, tuple(plan.table.get("by", ())),
         {k: str(v) for k, v in paper.items() if k != "rows"} or None, notes if varying else (),
     )  # fmt: skip
+
+
+def _require(metrics: Sequence[str], cells: Sequence[Mapping[str, Any]], complaint: str) -> None:
+    """Refuse a metric that no row has; where there are no rows yet, all are welcome."""
+    have = list(dict.fromkeys(name for row in cells for name in row))
+    for name in metrics:
+        if have and name not in have:
+            raise UsageError(f"metric {name!r}: {complaint} {', '.join(have)}")
 
 
 def _with_baselines(found: Sequence[Line], by: Sequence[str]) -> list[Line]:
@@ -206,9 +212,15 @@ def run_table(path: Path) -> Table:
 
 
 def joined(tables: Sequence[Table], metrics: Sequence[str] = ()) -> Table:
-    """Several tables as one, each row led by the name of its own."""
+    """Several tables as one, each row led by the name of its own.
+
+    Raises:
+        UsageError: a metric that no row has.
+    """
     if len(tables) == 1:
         return tables[0]
+    _require(metrics, [row.cells for table in tables for row in table.rows],
+             "no row has it; they have")  # fmt: skip
     rows = [replace(row, labels={"of": table.title, **row.labels})
             for table in tables for row in table.rows]  # fmt: skip
     axes = list(dict.fromkeys(axis for row in rows for axis in row.labels))
@@ -220,7 +232,11 @@ def joined(tables: Sequence[Table], metrics: Sequence[str] = ()) -> Table:
 
 
 def load_table(path: Path, metrics: Sequence[str] = ()) -> Table:
-    """The table of a sweep's folder, or of a run's."""
+    """The table of a sweep's folder, or of a run's.
+
+    Raises:
+        UsageError: neither of them is there, or a metric that it does not have.
+    """
     from msq.head.sweep import outcomes_of
     from msq.head.sweep_plan import read_plan
 
@@ -228,6 +244,7 @@ def load_table(path: Path, metrics: Sequence[str] = ()) -> Table:
         plan = read_plan(path)
         return sweep_table(plan, outcomes_of(path, plan), metrics)
     found = run_table(path)
+    _require(metrics, [row.cells for row in found.rows], f"{path} does not have it; it has")
     return replace(found, metrics=tuple(metrics)) if metrics else found
 
 
