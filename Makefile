@@ -26,7 +26,7 @@ sweep-demo: env
 	$(BIN)/python benchmarks/sweep_demo.py --work sweep-demo --write
 
 test: env
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
 
 # The kernels compiled by the oldest Triton that they are held to, beside the newest in `test`.

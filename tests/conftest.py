@@ -21,6 +21,20 @@ REPOSITORY = Path(__file__).parents[1]
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 
+# A few long tests each: begun first, so that no process is left alone with one of them at the end.
+LONGEST = {
+    "test_real_end_to_end.py",
+    "test_kernel_compile.py",
+    "test_cluster_kill.py",
+    "test_fuzz_video.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order is the same in every process."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def _load(name: str) -> ModuleType:
     """A module beside this file, without putting its folder on the import path."""
     file = Path(__file__).with_name(f"{name}.py")

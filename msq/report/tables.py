@@ -128,9 +128,7 @@ def sweep_table(plan: Plan, outcomes: Outcomes, metrics: Sequence[str] = ()) -> 
     tasks = {outcome["task"] for _, outcome in (one for line in found for one in line.trials)}
     wanted = list(metrics or plan.table.get("metrics", ()))
     wanted = wanted or [m for task in sorted(tasks) for m in DEFAULT[task]]
-    _require(
-        metrics, [line.metrics for line in found], f"no trial of {plan.name} has it; they have"
-    )
+    _require(wanted, [line.metrics for line in found], f"no trial of {plan.name} has it; they have")
     paper = plan.table.get("paper") or {}
     rows = []
     for line in _with_baselines(found, plan.table.get("by", ())):
