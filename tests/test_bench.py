@@ -331,7 +331,7 @@ def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     assert {"packed", "B0", "B0 TF32", "B1", "B2", "eager bf16"} == steps[0]["sides"].keys()
     assert not any("error" in side for one in steps for side in one["sides"].values())
     names = {one["name"] for one in results}
-    assert {"machine", "ceilings", "matrix products", "triton product", "mask bits",
+    assert {"machine", "ceilings", "matrix products", "triton product", "ffn product", "mask bits",
             "cross-attention", "loss curve", "inference B=1", "inference B=256",
             "kernel self_attention", "kernel drop_add_norm",
             "encoder TimeSformer-B", "encoder ViT-B/16", "end to end"} <= names  # fmt: skip

@@ -124,7 +124,8 @@ def test_the_record_is_of_these_kernels_and_tiles_and_nothing_in_it_spills() -> 
 @pytest.mark.parametrize(
     "name", ["self_attention K=157", "self_attention_backward_rows K=157",
              "self_attention_backward_keys K=157", "self_attention, factorised K=157",
-             "absorbed_cross T=17", "absorbed_cross_backward T=17"],
+             "absorbed_cross T=17", "absorbed_cross_backward T=17",
+             "ffn_product F=2048", "ffn_product_backward F=2048"],
 )  # fmt: skip
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_large_products_are_those_of_the_architecture(name: str, architecture: int) -> None:

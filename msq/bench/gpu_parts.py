@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msq.bench.clean_decoder import CleanDecoder
 from msq.bench.gpu_encoders import encoders
+from msq.bench.gpu_ffn import ffn_product
 from msq.bench.gpu_micro import (
     attention_backends,
     cross_attention_forms,
@@ -52,7 +53,7 @@ def operations(session: Session) -> None:
     """Part 2."""
     for work in (
         attention_backends, kernels, matrix_products, mask_bits_of_a_step, cross_attention_forms,
-        triton_product, temporal,
+        triton_product, ffn_product, temporal,
     ):  # fmt: skip
         session.attempt(work.__name__, functools.partial(work, session))
 

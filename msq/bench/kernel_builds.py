@@ -97,6 +97,7 @@ def builds() -> Iterator[Build]:
     for width in (512, 768):
         yield from norm(width)
     yield from hidden(HIDDEN)
+    yield from ffn_product(HIDDEN)
     for queries in (157, 51, 20):
         yield from self_attention(queries)
     for tokens in (16, 17, 20, 24, 32):
@@ -126,6 +127,20 @@ def hidden(width: int) -> Iterator[Build]:
         if kernel is gpu.forward:
             constants["HAS_BITS"] = True
         yield Build(f"{op} F={width}", op, width, kernel, given, constants, False)
+
+
+def ffn_product(width: int) -> Iterator[Build]:
+    """The products next to the ReLU, from D to F and back, with what follows them."""
+    from msq.kernels.gpu import ffn_product as gpu
+
+    given = types(bf16="x weight bias out grad hidden dx", fp32="parts", i32="bits", int="M",
+                  float="scale")  # fmt: skip
+    constants = {"F": width, "D": WIDTH, "PRECISION": "tf32"}
+    for op, kernel, own in (
+        ("ffn_product", gpu.forward, {**constants, "HAS_BITS": True}),
+        ("ffn_product_backward", gpu.backward, constants),
+    ):
+        yield Build(f"{op} F={width}", op, width, kernel, given, own)
 
 
 def self_attention(queries: int) -> Iterator[Build]:

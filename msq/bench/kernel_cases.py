@@ -21,6 +21,7 @@ from msq.kernels.bits import mask_bits
 from msq.kernels.cross_attention import absorbed_cross_attention
 from msq.kernels.cross_attention_short import cross_attention
 from msq.kernels.ffn import relu_drop
+from msq.kernels.ffn_product import feed_forward
 from msq.kernels.norm import drop_add_norm, kept
 from msq.kernels.self_attention import self_attention
 
@@ -218,4 +219,22 @@ def kernel_cases(
         lambda given, triton: relu_drop(given[0], given[1], of_hidden, scale, triton=triton),
         lambda given: dropped((given[0] + given[1]).relu(), of_hidden),
         draw(rows, 4 * width), 8 * rows * width * cell,
+    )  # fmt: skip
+
+    five = (
+        draw(rows, width), draw(4 * width, width, size=width**-0.5), draw(4 * width),
+        draw(width, 4 * width, size=width**-0.5), draw(width),
+    )  # fmt: skip
+
+    def plain_feed_forward(given: Sequence[Tensor]) -> Tensor:
+        x, w1, b1, w2, b2 = given
+        return F.linear(dropped(F.linear(x, w1, b1).relu(), of_hidden), w2, b2)
+
+    yield KernelCase(
+        f"ffn_product {where}", "ffn_product",
+        ("ffn_product", "ffn_product_backward"), five,
+        lambda given, triton: feed_forward(
+            given[0], given[1], given[2], given[3], given[4], of_hidden, scale, triton=triton
+        ),
+        plain_feed_forward, draw(rows, width), 10 * rows * width * cell + 8 * width**2 * cell,
     )  # fmt: skip
