@@ -46,7 +46,9 @@ def ffn_product(session: Session) -> None:
     error = _errors(forms, x, w1, bias, bits, grad, w2, hidden)
     right = all(error[f"in one, {way}"] <= ERROR * error[f"apart, {way}"] for way in _WAYS)
     runs: dict[str, Run] = dict(forms)
-    session.add(NAME, error=error, right=right, sides=compare(session, runs, LOOP) if right else {})
+    session.add(
+        NAME, errors=error, right=right, sides=compare(session, runs, LOOP) if right else {}
+    )
 
 
 def over_apart(found: Mapping[str, Mapping[str, Any]]) -> float | None:
