@@ -63,7 +63,7 @@ class StepChoice:
 def bf16_is_native(device: str | torch.device) -> bool:
     """Whether a device multiplies bf16 matrices itself: GPUs of 8.0 on, AVX512-BF16, AMX.
 
-    Elsewhere a product takes many times as long as in float32 (over 100 times with AVX2 alone).
+    Elsewhere it is emulated, and a product takes many times as long as in float32.
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
