@@ -1,7 +1,7 @@
 """The demo world's Table 3: 3 query modes x 2 shares x 10 class splits, killed and resumed.
 
     python benchmarks/sweep_demo.py --work sweep-demo --write
-    python benchmarks/sweep_demo.py --work /tmp/small --small
+    python benchmarks/sweep_demo.py --work small-sweep --small
 
 In `--work`: the demo world and its store (kept for the next time), and four sweeps by `msq
 zero-shot` and `msq grid` with two one-thread processes each:
