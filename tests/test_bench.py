@@ -99,14 +99,44 @@ def test_a_distance_that_is_no_number_is_red_and_the_worst() -> None:
     assert worst_of([Gate(1.0, 0.0, "bytes"), Gate(0.9, 1.0, "")]).what == "bytes"
 
 
-def test_medians_ratios_and_shares_are_what_they_are_called() -> None:
-    found = run_cases([case(0.0, flops=2 * 400**3), case(0.0, megabytes=3.0)], Settings(rounds=7))
+class Clock:
+    """Both clocks of the runner: they move when a side says so, and a little at each look."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def perf_counter(self) -> float:
+        self.wall += 2**-10
+        return self.wall
+
+    def process_time(self) -> float:
+        self.cpu += 2**-10
+        return self.cpu
+
+    def work(self, wall: float, cpu: float) -> None:
+        self.wall, self.cpu = self.wall + wall, self.cpu + cpu
+
+
+def test_medians_ratios_and_shares_are_what_they_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("msq.bench.runner.time", clock)
+    sides = {
+        "once": Side(lambda: clock.work(1.0, 2.0)),
+        "twice": Side(lambda: clock.work(3.0, 8.0)),
+    }
+    cases = [case(0.0, sides, flops=2 * 400**3), case(0.0, sides, megabytes=3.0)]
+    found = run_cases(cases, Settings(rounds=7))
     first, second = found["cases"]
     assert first["rounds"] == 7
     ratio = first["ratios"]["twice / once"]
     assert ratio["q25"] <= ratio["median"] <= ratio["q75"]
-    assert first["cpu_ratios"]["twice / once"]["median"] > 1  # four products for one
+    assert ratio["median"] == pytest.approx(3.0, rel=0.01)
+    assert first["cpu_ratios"]["twice / once"]["median"] == pytest.approx(4.0, rel=0.01)
     side = first["sides"]["once"]
+    assert side["median"] == pytest.approx(1000, rel=0.01)
+    assert side["cpu"]["median"] == pytest.approx(2000, rel=0.01)
     assert side["unit"] == "ms"
     reached = 2 * 400**3 / (1e-3 * side["median"]) / 1e9
     assert first["mfu"]["once"] == pytest.approx(reached / found["ceilings"]["fp32"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from msq import config as configuration
+from msq.errors import MsqError
 from msq.head.features import Features
 from msq.head.graph import WARM_UP
 from msq.head.stack_engine import bucket, stackable, stacked_choice
@@ -115,7 +116,7 @@ def _by_measurement(plan: Plan, device: str, load: Load) -> Plan:
         if len(trials) < 2 or not isinstance(features.tokens, Tensor):
             return plan
         taken = head_seconds(trials, features, device)
-    except Exception as error:  # a store that is not made yet, no memory: the plain way goes
+    except (MsqError, OSError, RuntimeError) as error:  # no store yet, no memory: one by one goes
         why = f"one head after another: no measurement ({str(error).splitlines()[0][:120]})"
         return dataclasses.replace(plan, engine={"name": "sequential", "why": why})
     told = ", ".join(f"{size}: {1e3 * each:.2f}" for size, each in taken.items())
