@@ -5,6 +5,9 @@
     PYTHONPATH=. python benchmarks/gpu.py --part 2 --out results.jsonl
     PYTHONPATH=. python benchmarks/gpu.py --part 3 --out results.jsonl
     PYTHONPATH=. python benchmarks/gpu.py --part 4 --out results.jsonl   # encoders of stage one
+    PYTHONPATH=. python benchmarks/gpu.py --part 5 --out results.jsonl   # end to end, T = 8; 6: 16
+
+Parts 5 and 6 need Pillow too, and transformers for what they compare with.
 
 Each part takes under eight minutes, K = 157 first, and appends its results to --out as they come,
 one JSON document a line. At the end the goals are printed with what has been reached by all lines

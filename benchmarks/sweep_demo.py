@@ -138,7 +138,7 @@ def main() -> int:
     work = given.work
     work.mkdir(parents=True, exist_ok=True)
     store = make_store(work, given.small)
-    shares, splits, epochs, patience = ("50", 2, 5, 2) if given.small else ("50,75", 10, 50, 8)
+    shares, splits, epochs, patience = ("50", 2, 5, 2) if given.small else ("50,75", 10, 50, 3)
     trials = 3 * len(shares.split(",")) * splits
     words = ("zero-shot", store, "--seen", shares, "--splits", splits, "--queries", "all",
              "--epochs", epochs, "--patience", patience, *HEAD, "--device", "cpu", "--workers", 2,

@@ -38,7 +38,8 @@ from msq.cli_options import (
 )
 from msq.cli_store_copy import store_app  # and with it those of cli_store
 from msq.cli_sweeps import add_sweep_commands
-from msq.errors import MsqError, UsageError
+from msq.cli_train import add_train_command
+from msq.errors import MsqError, PeerError, UsageError
 
 app = typer.Typer(
     name="msq",
@@ -125,8 +126,8 @@ def extract(
     video_encoder: Annotated[
         str,
         typer.Option(
-            help="embedded, none, hf-hub:ORG/NAME, local-dir:DIR, a folder, a file, timm/TAG, "
-            "open_clip/ARCH/TAG or torchvision/NAME; see msq encoders list."
+            help="embedded, none, hf-hub:ORG/NAME, local-dir:DIR, a folder, a file, a run of "
+            "msq train, timm/TAG, open_clip/ARCH/TAG or torchvision/NAME; see msq encoders list."
         ),
     ] = "embedded",
     image_encoder: Annotated[
@@ -322,6 +323,9 @@ def train_head(
     stage_two.show(result, json=json)
 
 
+add_train_command(app)
+
+
 @app.command("eval", epilog="Example: msq eval runs/a clips.zarr --split test")
 def evaluate(
     run: Annotated[
@@ -463,6 +467,8 @@ def main(arguments: list[str] | None = None) -> Any:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments)
+    except PeerError as error:  # the process that it is about has said it
+        sys.exit(error.exit_code)
     except MsqError as error:
         sys.stderr.write(f"msq: {error}\n")
         sys.exit(error.exit_code)

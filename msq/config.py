@@ -29,6 +29,9 @@ from msq.protocol import AMOUNTS, FIXED, Protocol, preset
 
 Queries = Literal["vanilla", "text", "multimodal"]
 Classifier = Literal["per-class", "shared", "text"]
+# Tables in the file of a run that are no part of a RunConfig: what it was trained on, and the
+# sections of `msq train` (`msq.head.end_to_end_config`).
+PASSED_OVER = ("data", "start", "backbone", "clips", "ranks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +281,7 @@ def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
 def from_dict(tables: Mapping[str, Any], source: str = "configuration") -> RunConfig:
     """A RunConfig from plain dicts; missing fields take the defaults of `train.protocol`.
 
-    A table `data` is passed over: run directories write there what they were trained on.
+    Tables of `PASSED_OVER` are not looked at.
 
     Raises:
         UsageError: an unknown section or field (names the nearest), a value of another type, or
@@ -290,23 +293,41 @@ def from_dict(tables: Mapping[str, Any], source: str = "configuration") -> RunCo
     tables = {**{section: {} for section in defaults}, **tables}
     known = {f.name: _section_type(f.name) for f in dataclasses.fields(RunConfig)}
     for section, values in tables.items():
-        if section == "data":
+        if section in PASSED_OVER:
             continue
         if section not in known:
             raise UsageError(f"{source}: unknown section {section!r}{nearest(section, known)}")
-        if not isinstance(values, Mapping):
-            raise UsageError(f"{source}: {section} is a section, found the value {values!r}")
-        hints = typing.get_type_hints(known[section])
-        checked = {}
-        for key, value in values.items():
-            if key not in hints:
-                dotted = [f"{s}.{k}" for s, t in known.items() for k in typing.get_type_hints(t)]
-                raise UsageError(
-                    f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', dotted)}"
-                )
-            checked[key] = _checked(f"{source}: {section}.{key}", value, hints[key])
+        checked = checked_section(section, values, known, source)
         sections[section] = known[section](**{**defaults.get(section, {}), **checked})
     return RunConfig(**sections)
+
+
+def checked_section(
+    section: str, values: Any, known: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """The values of one table, each of the type that its field has.
+
+    Args:
+        section: its name, one of `known`.
+        values: what was found there.
+        known: section -> its dataclass, all of them: a wrong key is told the nearest.
+        source: of the values, for messages.
+
+    Raises:
+        UsageError: no table, an unknown field, or a value of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{source}: {section} is a section, found the value {values!r}")
+    hints = typing.get_type_hints(known[section])
+    checked = {}
+    for key, value in values.items():
+        if key not in hints:
+            dotted = [f"{s}.{k}" for s, t in known.items() for k in typing.get_type_hints(t)]
+            raise UsageError(
+                f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', dotted)}"
+            )
+        checked[key] = _checked(f"{source}: {section}.{key}", value, hints[key])
+    return checked
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
@@ -366,18 +387,23 @@ def load(path: Path) -> RunConfig:
     return from_dict(tables, source=str(path))
 
 
-def to_toml(config: RunConfig, data: Mapping[str, Any] | None = None) -> str:
+def to_toml(
+    config: RunConfig,
+    data: Mapping[str, Any] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """The configuration as TOML; unset fields are left out, since TOML has no null.
 
     Args:
         config: the configuration.
         data: what the run was trained on, for a table `data` that `load` passes over.
+        more: further sections, which `load` passes over likewise.
     """
     import tomli_w  # imported here: `msq.head` must load where it is not installed
 
     tables: dict[str, Any] = {
         section: {key: value for key, value in values.items() if value is not None}
-        for section, values in to_dict(config).items()
+        for section, values in {**to_dict(config), **(more or {})}.items()
     }
     if data is not None:
         tables["data"] = dict(data)
@@ -429,6 +455,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         UsageError: another type, or a word that is not one of the allowed ones.
     """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) not in options:
+        value = "none"  # the word: `toml_value` cannot know that it is one of the field's own
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option) and isinstance(value, str):

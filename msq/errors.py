@@ -44,3 +44,11 @@ class VerificationError(MsqError):
     """A check of finished work that failed (exit code 4)."""
 
     exit_code = 4
+
+
+class PeerError(MsqError):
+    """Another process of the same run ended with an error, and has said so (its exit code)."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -19,6 +19,7 @@ from msq.bench import gpu_goals
 from msq.bench.cases import KINDS, Case, Gate, Prepared, Settings, Side, registry, worst_of
 from msq.bench.clean_decoder import CleanDecoder
 from msq.bench.flops import step_flops
+from msq.bench.gpu_end_to_end import SIDES
 from msq.bench.head_problem import Problem, Shape, agreement
 from msq.bench.kernel_cases import covered_ops, known_ops
 from msq.bench.runner import exit_code, interleaved, quartiles, run_cases
@@ -348,7 +349,7 @@ def gpu_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
-    parts = [word for number in "1234" for word in ("--part", number)]
+    parts = [word for number in "123456" for word in ("--part", number)]
     done = gpu_script("--dry-run", "--smoke", "--seconds", "1000", *parts, "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "all green" in done.stdout
@@ -364,7 +365,13 @@ def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     assert {"machine", "ceilings", "matrix products", "triton product", "ffn product", "mask bits",
             "cross-attention", "loss curve", "inference B=1", "inference B=256",
             "kernel self_attention", "kernel drop_add_norm",
-            "encoder TimeSformer-B", "encoder ViT-B/16", "end to end"} <= names  # fmt: skip
+            "encoder TimeSformer-B", "encoder ViT-B/16", "end to end", "encoders agree T=8",
+            "encoders agree T=16"} <= names  # fmt: skip
+    trained = [one for one in results if one["name"].startswith("train TimeSformer-B")]
+    assert len(trained) == 2
+    for one in trained:
+        assert set(SIDES) == {name for name, side in one["sides"].items() if "median" in side}
+        assert one["gate"]["ok"]
     assert "| goal | target | reached | met |" in done.stdout
 
 

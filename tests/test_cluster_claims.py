@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from msq.errors import StoreError
-from msq.extract import claims
+from msq.extract import claim_files
 from msq.extract.atomic import write_file
 from msq.extract.claims import Holder, claim_store
 from msq.extract.shard_claims import join_store
@@ -52,14 +52,14 @@ def worker(store: Path) -> Iterator[subprocess.Popen[bytes]]:
 def many_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each holder is on a machine of its own, and no lock reaches from one to the other."""
     numbers = iter(range(1000))
-    monkeypatch.setattr(claims, "machine", lambda: f"machine{next(numbers)}")
-    monkeypatch.setattr(claims, "lock", lambda descriptor, kind: None)
+    monkeypatch.setattr(claim_files, "machine", lambda: f"machine{next(numbers)}")
+    monkeypatch.setattr(claim_files, "lock", lambda descriptor, kind: None)
 
 
 def age(holder: Holder, seconds: float) -> None:
     """Make a holder look as if it had not been touched for so long."""
-    past = os.stat(holder.folder / holder._name).st_mtime - seconds
-    os.utime(holder.folder / holder._name, (past, past))
+    past = os.stat(holder._own.path).st_mtime - seconds
+    os.utime(holder._own.path, (past, past))
 
 
 def test_a_killed_worker_loses_its_shard_at_once(tmp_path: Path) -> None:
@@ -133,12 +133,12 @@ def test_a_claim_of_another_machine_is_dead_when_it_is_not_touched_any_more(tmp_
     folder = tmp_path / "claims"
     with Holder(folder, "join") as one, Holder(folder, "join") as two, Holder(folder, "join"):
         assert one.claim("shard-1")
-        age(one, claims.AGE - 5)
+        age(one, claim_files.AGE - 5)
         assert not two.claim("shard-1")
-        age(one, claims.AGE + 5)
+        age(one, claim_files.AGE + 5)
         assert two.claim("shard-1")
         assert two.keeps("shard-1")
-        os.utime(one._file)  # its machine wakes up
+        os.utime(one._own.path)  # its machine wakes up
         assert not one.keeps("shard-1")
         assert two.keeps("shard-1")
         one.release("shard-1")
@@ -155,7 +155,7 @@ def test_one_of_many_takes_a_dead_claim_over(tmp_path: Path) -> None:
         for name in [f"shard-{k}" for k in range(40)]:
             age(dead, 0)
             assert dead.claim(name)
-            age(dead, claims.AGE + 5)
+            age(dead, claim_files.AGE + 5)
             start = threading.Barrier(len(several))
 
             def attempt(holder: Holder, name: str = name, start: threading.Barrier = start) -> bool:
@@ -189,7 +189,7 @@ def test_a_file_system_without_hard_links_has_claims_too(
 
 def test_a_deleted_folder_of_claims_is_an_error_that_says_so(tmp_path: Path) -> None:
     with Holder(tmp_path / "claims", "join") as holder:
-        (tmp_path / "claims" / holder._name).unlink()
+        holder._own.path.unlink()
         with pytest.raises(StoreError, match="deleted while the process was at work"):
             holder.claim("shard-1")
 

@@ -24,6 +24,7 @@ from msq.errors import MsqError, StoreError
 from msq.extract import atomic
 from msq.extract.location import locate
 from msq.extract.store import open_store
+from msq.extract.store_export import export_store
 from msq.extract.store_repair import repair_store
 from msq.extract.store_verify import verify_store
 from msq.extract.store_writer import StoreWriter
@@ -289,6 +290,21 @@ def test_a_file_size_limit_of_the_system_is_reported_with_the_file(tmp_path: Pat
     assert ended.returncode == 1
     assert f"File too large: '{large}'" in ended.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("name", ["f.h5", "f.npz", "f.safetensors", "f", "f.zarr.zip"])
+def test_an_export_that_does_not_fit_names_what_was_to_be_written(
+    whole: Path, tmp_path: Path, name: str
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            export_store(whole, tmp_path / name, encoder="fake-video")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(refused.value.filename).startswith(str(tmp_path / name))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 @pytest.fixture

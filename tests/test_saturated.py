@@ -21,15 +21,18 @@ import pytest
 import torch
 
 from msq.errors import MsqError
-from msq.extract import decode_pool, extraction
+from msq.extract import dask_cluster, decode_pool, extraction
 from msq.extract.commits import Commits
 from msq.extract.decode_pool import DecodeTask, Picture, decode, decode_in_order
 from msq.extract.device_batches import is_out_of_memory
+from msq.extract.extract_result import add_stages
 from msq.extract.frame_arena import FrameArena, attach, write
 from msq.extract.pipeline import ExtractResult, extract
 from msq.extract.request import ExtractRequest
 from msq.extract.shard_builder import encode
 from msq.extract.store import open_store
+from msq.extract.store_problems import Verification
+from msq.extract.store_sample import check_sample
 from msq.extract.store_writer import StoreWriter
 from msq.report.stage_one import note, precision_hint
 
@@ -153,6 +156,18 @@ def test_another_encoder_keeps_what_is_recorded_of_the_first(videos: Path, tmp_p
     record = json.loads((tmp_path / "a.zarr/failures/00001.json").read_text())
     assert record["batches"] == [{"batch": 2, "encoders": ["fake-video"]}]
     assert result.smaller_batches == {"0": 2, "1": 2}
+
+
+def test_a_sample_is_extracted_again_in_the_batch_that_is_recorded(
+    videos: Path, tmp_path: Path
+) -> None:
+    data = fakes.make_dataset(videos, 12)
+    run(data, tmp_path / "a.zarr", Small(2, after=2), shard=6, batch=4)  # shard 1 alone
+    found = Verification()
+    check_sample(
+        open_store(tmp_path / "a.zarr"), data, {"fake-video": Small(99)}, 12, found, batch=4
+    )
+    assert (found.sampled, found.equal, found.problems) == (12, 12, [])
 
 
 def tasks(videos: Path, count: int) -> list[DecodeTask]:
@@ -306,6 +321,30 @@ def test_the_live_line_says_how_fast_how_long_and_what_it_waits_for(
     assert stages["bottleneck"] in stages["busy_seconds"]
     assert stages["busy_seconds"]["write"] > 0
     assert stages["cpu_seconds"] > 0
+
+
+def test_workers_together_wait_for_what_took_longest_in_all_of_them() -> None:
+    def said(decode: float, encode: float) -> dict[str, Any]:
+        busy = {"decode": decode, "encode fake-video": encode, "write": 0.5}
+        slowest = max(busy, key=lambda stage: busy[stage])
+        return {
+            "decode": 8.0, "encode": {"fake-video": 4.0}, "write": None, "bottleneck": slowest,
+            "cpu_seconds": 3.0, "busy_seconds": busy,
+        }  # fmt: skip
+
+    both = add_stages(said(3, 2), said(1, 6))
+    assert both["bottleneck"] == "encode fake-video"
+    assert (both["decode"], both["encode"], both["write"]) == (16.0, {"fake-video": 8.0}, None)
+    assert both["busy_seconds"] == {"decode": 4, "encode fake-video": 8, "write": 1.0}
+    assert add_stages({}, said(3, 2)) == said(3, 2)
+    # Dask hears of shards only when a task ends; its line says the same.
+    events: list[dict[str, Any]] = []
+    told = {"a": {"failed": 1, "stages": said(3, 2)}, "b": {"failed": 0, "stages": said(1, 6)}}
+    dask_cluster._tell(events.append, 40, 100, 0.5, told)
+    line = note(events[0])
+    for words in ("0.5 videos/s", "2.0 min left", "decode 16 frames/s",
+                  "encode fake-video 8 frames/s", "waiting for encode", "1 failed"):  # fmt: skip
+        assert words in line
 
 
 def test_precision_is_hinted_at_where_the_processor_makes_it_matter(

@@ -214,6 +214,36 @@ def test_convert_changes_shards_and_leaves_out_what_is_dropped(whole: Path, tmp_
     assert tree(tmp_path / "d.zarr") == tree(whole)
 
 
+def test_smaller_batches_are_shown_and_go_along_with_the_rows(tmp_path: Path) -> None:
+    specs, view = (stores.VIDEO, stores.IMAGE), augmented_views(1)[0]
+    path = stores.fill(tmp_path / "a.zarr", specs=specs)
+    writer = StoreWriter(path, stores.dataset(), shard=3)
+    writer.add_encoder(stores.VIDEO)
+    rows = stores.rows_of(stores.VIDEO, [3, 4, 5], "float16", 1)
+    rows.status[2] = 3
+    failures = [f for f in writer.failures(1) if f.encoder == "fake-video" and f.view == str(view)]
+    writer.commit(1, {"fake-video": rows}, failures, view, (2,))
+
+    def said(out: Path) -> list[tuple[int, int, str, str]]:
+        found = inspect_store(open_store(out))["smaller_batches"]
+        return [(b["shard"], b["batch"], b["encoder"], b["view"]) for b in found]
+
+    mine = (2, "fake-video", "augmented 1")
+    assert said(path) == [(1, *mine)]
+    convert_store(path, tmp_path / "same.zarr")
+    assert tree(tmp_path / "same.zarr") == tree(path)
+    for shard, expected in ((1, [3, 4, 5]), (2, [1, 2]), (6, [0])):
+        convert_store(path, tmp_path / f"{shard}.zarr", shard=shard)
+        assert said(tmp_path / f"{shard}.zarr") == [(s, *mine) for s in expected]
+        assert verify_store(tmp_path / f"{shard}.zarr").ok
+    convert_store(path, tmp_path / "clean.zarr", views=[])
+    convert_store(path, tmp_path / "image.zarr", drop=["fake-video"])
+    assert said(tmp_path / "clean.zarr") == said(tmp_path / "image.zarr") == []
+    other = stores.fill(tmp_path / "b.zarr", stores.dataset(2, 7), specs=specs)
+    merge_stores([other, path], tmp_path / "m.zarr")
+    assert said(tmp_path / "m.zarr") == [(1, *mine), (2, *mine)]  # rows 5 to 7 now
+
+
 def test_convert_to_fewer_digits_is_refused_unless_it_may_round(tmp_path: Path) -> None:
     wide = stores.fill(tmp_path / "w.zarr", dtype="float32", specs=(stores.VIDEO,))
     with pytest.raises(StoreError, match=r"without rounding \(--lossy.*'ü/0 x'"):

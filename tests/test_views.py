@@ -20,7 +20,7 @@ import zarr
 
 from msq.cli import main
 from msq.errors import StoreError, UsageError
-from msq.extract import shard_making, shard_run, store_writer
+from msq.extract import shard_making, shard_plan, store_writer
 from msq.extract.decode_pool import DecodeTask, Picture, decode
 from msq.extract.pipeline import ExtractResult, extract
 from msq.extract.plan_run import dry_run
@@ -97,7 +97,7 @@ def test_views_at_once_or_later_or_in_several_passes_give_the_same_bytes(
     for known in (1, 2, 3, len(VIEWS)):
         run(data, later, VIEWS[:known], workers=int(known == 3))
     assert fakes.tree(later) == expected
-    monkeypatch.setattr(shard_run, "FRAMES_AT_ONCE", 1)  # every view in a pass of its own
+    monkeypatch.setattr(shard_plan, "FRAMES_AT_ONCE", 1)  # every view in a pass of its own
     opened: list[str] = []
     av_open = av.open
     monkeypatch.setattr(av, "open", lambda p, **o: (opened.append(p), av_open(p, **o))[1])
@@ -131,15 +131,15 @@ def test_a_pass_holds_no_more_than_it_may(
     monkeypatch.setattr(shard_making, "ShardBuilder", Noted)
     run(data, tmp_path / "a.zarr", shard=2)
     # A view takes 4 + 2 frames; the three crops of a test clip share theirs.
-    monkeypatch.setattr(shard_run, "FRAMES_AT_ONCE", 12)
+    monkeypatch.setattr(shard_plan, "FRAMES_AT_ONCE", 12)
     run(data, tmp_path / "b.zarr", shard=2)
-    monkeypatch.setattr(shard_run, "FRAMES_AT_ONCE", 192)
+    monkeypatch.setattr(shard_plan, "FRAMES_AT_ONCE", 192)
     per_view = 4 * 3 * 16**2 + 2 * 3 * 8**2
-    monkeypatch.setattr(shard_run, "WINDOW_BYTES", 2 * 4 * per_view)  # batches of two clips
+    monkeypatch.setattr(shard_plan, "WINDOW_BYTES", 2 * 4 * per_view)  # batches of two clips
     run(data, tmp_path / "c.zarr", shard=2)
-    monkeypatch.setattr(shard_run, "WINDOW_BYTES", 2**30)
+    monkeypatch.setattr(shard_plan, "WINDOW_BYTES", 2**30)
     row = 2 * (5 * 6 + 6) + 4 * (4 + 2)  # float16 tokens and image, float32 times
-    monkeypatch.setattr(shard_run, "SHARD_BYTES", 2 * 5 * row)
+    monkeypatch.setattr(shard_plan, "SHARD_BYTES", 2 * 5 * row)
     run(data, tmp_path / "d.zarr", shard=2)
     assert seen == [9, 2, 4, 3, 4, 4, 1, 5, 4]
 

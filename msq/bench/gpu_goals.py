@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msq.bench.end_to_end_goals import THEIRS, memory_over, over, share
 from msq.bench.flops import step_flops
 from msq.bench.gpu_ffn import over_apart
 from msq.bench.gpu_micro import BACKENDS, ratio
@@ -210,6 +211,24 @@ GOALS = (
     Goal("peak memory, over B1", 0.75, _memory, most=True),
     Goal("TimeSformer-B at T=16, share of the ceiling", 0.5, _encoder_mfu("encoder TimeSformer-B")),
     Goal("ViT-B/16 at T=16, share of the ceiling", 0.5, _encoder_mfu("encoder ViT-B/16")),
+    Goal("end-to-end step T=8, share of the ceiling (MFU)", 0.45, share(8)),
+    Goal("end-to-end step T=16, share of the ceiling (MFU)", 0.45, share(16)),
+    Goal("end-to-end step T=8, times faster than HF, eager", 1.0, over(8, ("HF",), ("msq",))),
+    Goal("end-to-end step T=16, times faster than HF, eager", 1.0, over(16, ("HF",), ("msq",))),
+    Goal("end-to-end step T=8, times faster than HF's best", 1.0, over(8, THEIRS)),
+    Goal("end-to-end step T=16, times faster than HF's best", 1.0, over(16, THEIRS)),
+    Goal(
+        "end-to-end step T=8, peak memory over HF SDPA",
+        1.0,
+        memory_over(8, "msq", "HF SDPA"),
+        most=True,
+    ),
+    Goal(
+        "end-to-end step T=16, peak memory over HF SDPA",
+        1.0,
+        memory_over(16, "msq", "HF SDPA"),
+        most=True,
+    ),
     Goal("losses that differ between two runs", 0, _differing, most=True, digits=0),
 )
 

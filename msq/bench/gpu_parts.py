@@ -1,18 +1,21 @@
-"""The four parts of the GPU benchmark, each under eight minutes, K = 157 first.
+"""The parts of the GPU benchmark, each under eight minutes, K = 157 first.
 
 1: the training step at the reference point, with dropout and without. 2: single operations.
-3: other shapes, inference, an epoch, and two runs alike. 4: the encoders of stage one.
+3: other shapes, inference, an epoch, and two runs alike. 4: the encoders of stage one. 5 and 6: the
+end-to-end step, at 8 and at 16 frames.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from msq.bench.clean_decoder import CleanDecoder
 from msq.bench.gpu_encoders import encoders
+from msq.bench.gpu_end_to_end import end_to_end_step
 from msq.bench.gpu_ffn import ffn_product
 from msq.bench.gpu_micro import (
     attention_backends,
@@ -70,7 +73,11 @@ def the_rest(session: Session) -> None:
         session.attempt(_name(shape), functools.partial(steps, session, shape, wanted), needs=60)
 
 
-PARTS = {1: reference_step, 2: operations, 3: the_rest, 4: encoders}
+PARTS: dict[int, Callable[[Session], None]] = {
+    1: reference_step, 2: operations, 3: the_rest, 4: encoders,
+    5: functools.partial(end_to_end_step, frames=8),
+    6: functools.partial(end_to_end_step, frames=16),
+}  # fmt: skip
 
 
 def inference(session: Session, clips: int) -> None:

@@ -3,7 +3,8 @@
 The operations are those of the authors' training transforms (crop at several scales and 13 fixed
 places, colour jitter, grey), with a flip and a jitter in time, which their code has and never
 switches on. Everything is drawn once for a clip: all its frames, and all encoders of a run
-whatever their size, see the same crop and the same colours.
+whatever their size, see the same crop and the same colours. `draw_official` is what the authors
+do instead: no flip, and colours that are drawn anew for every frame.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from msq.extract.transforms import resize_box
+from msq.extract.transforms import Interpolation, resize_box
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 # (height, width) of a crop as shares of the short side: equal scales, or neighbours in the list.
@@ -34,6 +36,8 @@ PLACES = (
 FLIP, COLOUR, GREY = 0.5, 0.8, 0.2  # probabilities
 STRENGTHS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 
+Colours: TypeAlias = tuple[tuple[str, float], ...]  # (operation, amount), in order
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
@@ -46,13 +50,17 @@ class Augmentation:
         colours: (operation, amount) in the order in which they are applied; empty for none. Three
             amounts are factors around 1, that of `hue` a share of the circle around 0.
         grey: leave only the luma (ITU-R 601).
+        colours_of: `colours` of frame 0, 1, …, in their place; empty where all frames share them.
+        interpolation: how the crop is brought to its size.
     """
 
     shape: tuple[float, float]
     place: tuple[int, int]
     flip: bool
-    colours: tuple[tuple[str, float], ...]
+    colours: Colours
     grey: bool
+    colours_of: tuple[Colours, ...] = ()
+    interpolation: Interpolation = "bicubic"
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height, width in pixels of the crop in frames of this size."""
@@ -69,33 +77,52 @@ def draw(seed: int, clip: str) -> Augmentation:
         seed: of the view.
         clip: the clip's id.
     """
-    rng = _stream(seed, clip, "pixels")
+    rng = keyed_stream(seed, clip, "pixels")
     shape = SHAPES[int(rng.random() * len(SHAPES))]
     place = PLACES[int(rng.random() * len(PLACES))]
     flip, coloured, grey = (bool(rng.random() < p) for p in (FLIP, COLOUR, GREY))
-    amounts = {
-        name: (0.0 if name == "hue" else 1.0) + strength * (2 * rng.random() - 1)
-        for name, strength in STRENGTHS.items()
-    }
-    order = sorted(amounts, key=lambda name: float(rng.random()))
-    colours = tuple((name, float(amounts[name])) for name in order) if coloured else ()
-    return Augmentation(shape, place, flip, colours, grey)
+    colours = _draw_colours(rng)
+    return Augmentation(shape, place, flip, colours if coloured else (), grey)
+
+
+def draw_official(seed: int, clip: str, frames: int) -> Augmentation:
+    """One clip as the authors train on it: their `GroupMultiScaleCrop`, colour jitter and grey.
+
+    The crop, brought to its size by bilinear interpolation, and grey are drawn once for the clip;
+    colour jitter, with probability 0.8, for each frame by itself. Their flip never fires and their
+    frames are the centres of their segments. Unlike theirs, a crop within two pixels of the
+    encoder's size is resized too, so that encoders of different sizes see the same one.
+
+    Args:
+        seed: of the view.
+        clip: the clip's id.
+        frames: T; frame k is given the same colours whatever T is.
+    """
+    rng = keyed_stream(seed, clip, "official pixels")
+    shape = SHAPES[int(rng.random() * len(SHAPES))]
+    place = PLACES[int(rng.random() * len(PLACES))]
+    grey = bool(rng.random() < GREY)
+    each: list[Colours] = []
+    for k in range(frames):
+        rng = keyed_stream(seed, clip, f"official colours {k}")
+        each.append(_draw_colours(rng) if rng.random() < COLOUR else ())
+    return Augmentation(shape, place, False, (), grey, tuple(each), "bilinear")
 
 
 def draw_places(seed: int, clip: str, frames: int) -> tuple[float, ...]:
     """T numbers in [0, 1): where in its segment of the clip each frame is taken."""
-    rng = _stream(seed, clip, "time")
+    rng = keyed_stream(seed, clip, "time")
     return tuple(float(rng.random()) for _ in range(frames))
 
 
 def augment(
     frames: npt.NDArray[np.uint8], drawn: Augmentation, size: int, resize: str = "torch"
 ) -> Tensor:
-    """Crop, resize, flip, colours, grey: the same for all frames.
+    """Crop, resize, flip, colours, grey: the same for all frames, `drawn.colours_of` excepted.
 
     Args:
         frames: uint8 [T, H, W, 3].
-        drawn: what to do.
+        drawn: what to do; of as many frames, where it has colours for each.
         size: side of the result in pixels.
         resize: `torch` or `pil`, see `msq.extract.transforms.resize_crop`.
 
@@ -103,29 +130,45 @@ def augment(
         Contiguous uint8 tensor [T, 3, size, size] on the CPU.
     """
     box = drawn.box(frames.shape[1], frames.shape[2])
-    small = resize_box(frames, box, size, resize)
+    small = resize_box(frames, box, size, resize, drawn.interpolation)
     if drawn.flip:
         small = small.flip(-1)
-    if drawn.colours or drawn.grey:
+    colours_of = drawn.colours_of or (drawn.colours,) * len(frames)
+    if any(colours_of) or drawn.grey:
         pictures = small.permute(0, 2, 3, 1).contiguous().numpy()
-        coloured = np.stack([np.asarray(_coloured(Image.fromarray(p), drawn)) for p in pictures])
+        coloured = np.stack(
+            [
+                np.asarray(_coloured(Image.fromarray(picture), colours, drawn.grey))
+                for picture, colours in zip(pictures, colours_of, strict=True)
+            ]
+        )
         small = torch.from_numpy(coloured).permute(0, 3, 1, 2)
     return small.contiguous()
 
 
-def _stream(seed: int, clip: str, purpose: str) -> np.random.Generator:
+def keyed_stream(seed: int, clip: str, purpose: str) -> np.random.Generator:
     """Numbers that depend on nothing but these three: a counter-based generator keyed by them."""
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{clip}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def _coloured(picture: Image.Image, drawn: Augmentation) -> Image.Image:
-    for name, amount in drawn.colours:
+def _draw_colours(rng: np.random.Generator) -> Colours:
+    """Colour jitter: an amount of every operation, in random order."""
+    amounts = {
+        name: (0.0 if name == "hue" else 1.0) + strength * (2 * rng.random() - 1)
+        for name, strength in STRENGTHS.items()
+    }
+    order = sorted(amounts, key=lambda name: float(rng.random()))
+    return tuple((name, float(amounts[name])) for name in order)
+
+
+def _coloured(picture: Image.Image, colours: Colours, grey: bool) -> Image.Image:
+    for name, amount in colours:
         if name == "hue":
             picture = _turned(picture, amount)
         else:
             picture = _ENHANCE[name](picture).enhance(amount)
-    return picture.convert("L").convert("RGB") if drawn.grey else picture
+    return picture.convert("L").convert("RGB") if grey else picture
 
 
 _ENHANCE: dict[str, type[ImageEnhance.Brightness | ImageEnhance.Contrast | ImageEnhance.Color]] = {

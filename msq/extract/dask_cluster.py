@@ -25,8 +25,8 @@ from msq.errors import MsqError, UsageError
 from msq.extract.claims import Holder, claims_folder
 from msq.extract.cluster import parse_devices
 from msq.extract.crew import Team
-from msq.extract.extract_result import ExtractResult
-from msq.extract.extraction import Extraction, add_rates
+from msq.extract.extract_result import ExtractResult, add_stages
+from msq.extract.extraction import Extraction
 from msq.extract.request import ExtractRequest
 from msq.extract.request_text import anchored, read_request, write_request
 
@@ -84,7 +84,7 @@ def _stages(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Rates of all workers together."""
     stages: dict[str, Any] = {}
     for counts in told.values():
-        stages = add_rates(stages, counts["stages"])
+        stages = add_stages(stages, counts["stages"])
     return stages
 
 
@@ -104,6 +104,7 @@ def _tell(
             "failed": sum(counts["failed"] for counts in told.values()),
             "clips_per_second": rate,
             "stages": {**rates, **encode},
+            "seconds_left": (total - done) / rate if rate else None,
         }
     )
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -52,17 +52,22 @@ _PR_SET_PDEATHSIG = 1
 class _Waiting:
     """A task under way, the bytes of its frames and their place in shared memory.
 
-    One whose future is None was under way when a worker died; it is tried again alone.
+    One whose future is None was under way when a worker died; it is tried again alone. One that is
+    `settled` came out well, or nothing is decoded instead.
     """
 
     task: DecodeTask
     size: int
     place: int | None
     future: Future[Decoded] | None
+    settled: bool = False
 
 
 def decode_in_order(
-    tasks: Iterable[DecodeTask], workers: int, look_ahead: int = LOOK_AHEAD_BYTES
+    tasks: Iterable[DecodeTask],
+    workers: int,
+    look_ahead: int = LOOK_AHEAD_BYTES,
+    instead: Callable[[Decoded], DecodeTask | None] | None = None,
 ) -> Generator[Decoded, None, None]:
     """Results in the order of the tasks, decoded ahead of the caller by `workers` processes.
 
@@ -76,12 +81,18 @@ def decode_in_order(
         workers: processes; 0 decodes in this one, when asked for the next result.
         look_ahead: bytes of finished frames that may wait for the caller, roughly; there are
             always enough tasks under way to keep every worker busy.
+        instead: asked about every clip that failed, as soon as that is known: the task, of the
+            same pictures, whose result stands in its place, or None to hand on the failure.
 
     Raises:
         MsqError: worker processes cannot be started at all.
     """
     if workers == 0:
-        yield from map(decode, tasks)
+        for wanted in tasks:
+            result = decode(wanted)
+            while other := _other(result, instead):
+                result = decode(other)
+            yield result
         return
     source = iter(tasks)
     first = next(source, None)
@@ -96,8 +107,31 @@ def decode_in_order(
             place = arena.take(size)
             return _Waiting(task, size, place, pool.submit(task, place))
 
-        waiting = deque([start(first)])
-        held, lost = waiting[0].size, 0
+        waiting: deque[_Waiting] = deque()
+        held = lost = 0
+
+        def outcome(entry: _Waiting) -> Decoded:
+            nonlocal lost
+            if entry.future is None:
+                lost -= 1
+                return pool.run_alone(entry.task, entry.place)
+            try:
+                return entry.future.result()
+            except BrokenProcessPool:
+                pool.restart()
+                for other in waiting:
+                    if other.future is not None and not _whole(other.future):
+                        other.future, lost = None, lost + 1
+                return pool.run_alone(entry.task, entry.place)
+
+        def settle(entry: _Waiting, result: Decoded) -> None:
+            if (other := _other(result, instead)) is None:
+                entry.settled = True
+            else:
+                entry.task, entry.future = other, pool.submit(other, entry.place)
+
+        waiting.append(start(first))
+        held += waiting[0].size
         most = max(LOOK_AHEAD_CLIPS, 4 * workers)
         while True:
             while not lost and len(waiting) < most:
@@ -109,21 +143,23 @@ def decode_in_order(
                 held += waiting[-1].size
             if not waiting:
                 return
+            for entry in () if instead is None or lost else waiting:
+                if not entry.settled and entry.future is not None and _whole(entry.future):
+                    settle(entry, entry.future.result())
             entry = waiting.popleft()
             held -= entry.size
-            if entry.future is None:
-                lost -= 1
-                result = pool.run_alone(entry.task, entry.place)
-            else:
-                try:
-                    result = entry.future.result()
-                except BrokenProcessPool:
-                    pool.restart()
-                    for other in waiting:
-                        if other.future is not None and not _whole(other.future):
-                            other.future, lost = None, lost + 1
-                    result = pool.run_alone(entry.task, entry.place)
+            result = outcome(entry)
+            while not entry.settled:
+                settle(entry, result)
+                result = result if entry.settled else outcome(entry)
             yield _found(result, entry, arena)
+
+
+def _other(
+    result: Decoded, instead: Callable[[Decoded], DecodeTask | None] | None
+) -> DecodeTask | None:
+    """What to decode in the place of a clip that failed."""
+    return None if instead is None or result.reason is None else instead(result)
 
 
 def _found(result: Decoded, entry: _Waiting, arena: FrameArena) -> Decoded:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msq.errors import VideoError
-from msq.extract.augment import augment, draw, draw_places
+from msq.extract.augment import augment, draw, draw_official, draw_places
 from msq.extract.sampling import FrameChoice
 from msq.extract.transforms import resize_crop
 from msq.extract.video import decode_samples
@@ -55,8 +55,12 @@ class Picture:
 
     def pixels(self, frames: NDArray[np.uint8], clip: str) -> NDArray[np.uint8]:
         """Uint8 `[T, 3, size, size]` of the chosen frames `[T, H, W, 3]`."""
+        seed = self.view.seed
         if self.view.kind == "augmented":
-            return augment(frames, draw(self.view.seed, clip), self.size, self.resize).numpy()
+            return augment(frames, draw(seed, clip), self.size, self.resize).numpy()
+        if self.view.kind == "official":
+            drawn = draw_official(seed, clip, self.frames)
+            return augment(frames, drawn, self.size, self.resize).numpy()
         return resize_crop(
             frames,
             self.size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -119,3 +119,22 @@ class Stages:
     def _wall(self, stage: str) -> float:
         seconds = self.seconds.get(stage, 0.0)
         return seconds / max(1, self.workers) if stage == "decode" else seconds
+
+
+def add_stages(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages of two workers together, as `Stages.summary` gives them: all numbers are added.
+
+    The bottleneck is the stage that took longest in both.
+    """
+    both: dict[str, Any] = _sum(one, other)
+    if busy := both.get("busy_seconds"):
+        both["bottleneck"] = max(busy, key=busy.get)
+    return both
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return {key: _sum(one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other])}
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return one + other
+    return other if one is None else one

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from msq.errors import UsageError
 from msq.extract import store_schema as schema
+from msq.extract.class_text import add_text, cut_names
 from msq.extract.crew import Team
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.decode_pool import cores, intra_op_threads
 from msq.extract.encoders import ImageEncoder, TextEncoder, VideoEncoder
 from msq.extract.encoders.prompts import Prompt, described
-from msq.extract.extract_result import ExtractResult
+from msq.extract.extract_result import ExtractResult, add_stages
 from msq.extract.location import is_local, locate
 from msq.extract.shard_builder import FrameEncoder, OnDegraded
 from msq.extract.shard_claims import Member, join_store
-from msq.extract.shard_run import Progress, ShardRun, failed_rows
+from msq.extract.shard_plan import failed_rows
+from msq.extract.shard_run import Progress, ShardRun
 from msq.extract.store import open_store
 from msq.extract.store_views import joined
 from msq.extract.store_writer import StoreWriter
@@ -148,8 +150,8 @@ class Extraction:
             writer.add_encoder(encoder.spec, self._views)
         cut = []
         if self._text is not None:
-            self._unknown = _add_text(writer, self._text, self._prompts)
-            cut = _cut_names(self.dataset.classes, self._text, self._prompts)
+            self._unknown = add_text(writer, self._text, self._prompts)
+            cut = cut_names(self.dataset.classes, self._text, self._prompts)
         run = ShardRun(
             writer,
             self._encoders,
@@ -193,7 +195,7 @@ class Extraction:
         seconds = time.perf_counter() - self._started
         stages = self.stages()
         for share in shares:
-            stages = add_rates(stages, share["stages"])
+            stages = add_stages(stages, share["stages"])
             run.warnings += [w for w in share["warnings"] if w not in run.warnings]
         return _result(run, made, seconds, stages, self._unknown, shares)
 
@@ -209,16 +211,6 @@ def _wait_for_others(member: Member) -> None:
         time.sleep(0.05)
 
 
-def add_rates(one: Any, other: Any) -> Any:
-    """Rates of two workers together: numbers are added, words are the first one's."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        keys = dict.fromkeys([*one, *other])
-        return {key: add_rates(one.get(key), other.get(key)) for key in keys}
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return one + other
-    return other if one is None else one
-
-
 def _check_options(
     video: object, image: object, batch: int, workers: int | None, on_degraded: str
 ) -> None:
@@ -230,35 +222,6 @@ def _check_options(
         raise UsageError(f"workers: expected 0 or more processes, found {workers}")
     if on_degraded not in get_args(OnDegraded):
         raise UsageError(f"on degraded: expected keep, skip or fail, found {on_degraded!r}")
-
-
-def _cut_names(
-    classes: Sequence[str], text: TextEncoder, prompts: Mapping[str, Prompt]
-) -> list[str]:
-    """A line for each prompt with which class names do not fit into the text encoder's context."""
-    lines = []
-    for name, prompt in prompts.items():
-        if cut := text.too_long(classes, prompt):
-            shown = ", ".join(repr(label[:60]) for label in cut[:3])
-            lines.append(
-                f"{len(cut)} of {len(classes)} class names with prompt {name!r} "
-                f"({described(prompt)}) are longer than {text.spec.slug} can read, and their ends "
-                f"play no part: {shown}{', …' if len(cut) > 3 else ''}"
-            )
-    return lines
-
-
-def _add_text(
-    writer: StoreWriter, text: TextEncoder, prompts: Mapping[str, Prompt]
-) -> dict[str, list[str]]:
-    """Class embeddings of each prompt where they are missing; returns unknown words by class."""
-    classes = list(writer.dataset.classes)
-    unknown = {name: words for name in classes if (words := text.unknown_words(name))}
-    for prompt, template in prompts.items():
-        if not writer.has_text(text.spec, prompt, template):
-            values = text(classes, prompt=template).float().cpu().numpy()
-            writer.add_text(text.spec, prompt, template, unknown, values)
-    return unknown
 
 
 def _result(

@@ -152,42 +152,67 @@ class ExtractRequest:
             UsageError: none is named, or one that the protocol cannot use.
             WeightsError: weights cannot be found, read or do not fit.
         """
-        from msq.extract.encoders import load_clip, load_text_encoder, load_video_encoder
-
-        if self.clip_output == "pooler" and self.image_encoder == EMBEDDED:
-            raise UsageError(
-                "--clip-output pooler (part of --protocol official): expected a CLIP whose image "
-                "tower is a ViT, such as --image-encoder ViT-B-16/openai or local-dir:DIR; found "
-                "the embedded one, which has no poolers"
-            )
-        device = resolve_device(self.device)
-        video = image = text = None
-        if self.video_encoder != NONE:
-            video = load_video_encoder(
-                "auto",
-                weights=self.video_encoder,
-                frames=self.frames,
-                size=self.size,
-                pooling=self.pooling,
-                precision=self.precision,
-                device=device,
-                sampling=self.sampling,
-                resize=self.resize,
-                mean=self.mean,
-                std=self.std,
-                short_side=self.short_side or 0,
-                kernels=self.kernels,
-            )
-        elif self.kernels == "triton":
+        self._require_poolers()
+        if self.video_encoder == NONE and self.kernels == "triton":
             raise UsageError(
                 "--kernels triton: only a TimeSformer has such, found no video encoder"
             )
+        video = self.load_video()
+        image, text = self.load_towers(self.frames if video is None else video.spec.frames)
+        if video is None and image is None:
+            raise UsageError(
+                "nothing to extract: both --video-encoder and --image-encoder are none"
+            )
+        return video, image, text
+
+    def load_video(self) -> VideoEncoder | None:
+        """The video encoder named; None for `none`.
+
+        Raises:
+            UsageError: an encoder that the protocol or an option cannot use.
+            WeightsError: as `load_encoders`.
+        """
+        from msq.extract.encoders import load_video_encoder
+
+        if self.video_encoder == NONE:
+            return None
+        return load_video_encoder(
+            "auto",
+            weights=self.video_encoder,
+            frames=self.frames,
+            size=self.size,
+            pooling=self.pooling,
+            precision=self.precision,
+            device=resolve_device(self.device),
+            sampling=self.sampling,
+            resize=self.resize,
+            mean=self.mean,
+            std=self.std,
+            short_side=self.short_side or 0,
+            kernels=self.kernels,
+        )
+
+    def load_towers(self, frames: int | None) -> tuple[ImageEncoder | None, TextEncoder | None]:
+        """The image and the text encoder named.
+
+        Args:
+            frames: of a clip that the image encoder sees, those of the video encoder; None for 8.
+
+        Raises:
+            UsageError: encoders that the protocol or an option cannot use.
+            WeightsError: as `load_encoders`.
+        """
+        from msq.extract.encoders import load_clip, load_text_encoder
+
+        self._require_poolers()
+        device = resolve_device(self.device)
+        image = text = None
         if self.image_encoder != NONE:
             name, weights = split_clip_name(self.image_encoder)
             image, text = load_clip(
                 name,
                 weights=weights,
-                frames=video.spec.frames if video is not None else (self.frames or 8),
+                frames=frames or 8,
                 precision=self.precision,
                 device=device,
                 output=self.clip_output,
@@ -215,11 +240,15 @@ class ExtractRequest:
                 f"--text-pooling {self.text_pooling}: expected a text model of Hugging Face "
                 f"(--text-encoder bert-base-uncased), found {found} (--clip-output is for those)"
             )
-        if video is None and image is None:
+        return image, text
+
+    def _require_poolers(self) -> None:
+        if self.clip_output == "pooler" and self.image_encoder == EMBEDDED:
             raise UsageError(
-                "nothing to extract: both --video-encoder and --image-encoder are none"
+                "--clip-output pooler (part of --protocol official): expected a CLIP whose image "
+                "tower is a ViT, such as --image-encoder ViT-B-16/openai or local-dir:DIR; found "
+                "the embedded one, which has no poolers"
             )
-        return video, image, text
 
     def asked_views(self) -> tuple[View, ...]:
         """The clean view, `views` augmented ones and those of `test_views`.

@@ -46,7 +46,7 @@ def anchored(request: ExtractRequest) -> ExtractRequest:
 
 def _anchored_weights(name: str) -> str:
     if name.startswith(_LOCAL):
-        return f"{_LOCAL}{Path(name.removeprefix(_LOCAL)).absolute()}"
+        return f"{_LOCAL}{Path(name.removeprefix(_LOCAL)).expanduser().absolute()}"
     architecture, weights = split_clip_name(name)
     return _anchored_file(name) if weights is None else f"{architecture}/{_anchored_file(weights)}"
 

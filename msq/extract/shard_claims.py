@@ -16,7 +16,8 @@ from typing import Any
 
 from msq.errors import StoreError
 from msq.extract.atomic import remove_temporaries
-from msq.extract.claims import MEMBER, WRITER, Holder, Owner, claims_folder, held
+from msq.extract.claim_files import Owner
+from msq.extract.claims import MEMBER, WRITER, Holder, claims_folder, held
 
 _SHARE = "share-"
 _REDO = "redo.json"
@@ -149,8 +150,11 @@ class Member:
     def _note(self, name: str, content: Mapping[str, Any]) -> None:
         path = self._holder.folder / name
         half = path.with_name(f".{name}.{self._holder.token}")
-        half.write_text(json.dumps(content), encoding="utf-8")
-        half.replace(path)  # not flushed: it says nothing that the store does not
+        try:
+            half.write_text(json.dumps(content), encoding="utf-8")
+            half.replace(path)  # not flushed: it says nothing that the store does not
+        except OSError as error:  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

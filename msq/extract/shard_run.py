@@ -14,26 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msq.extract import store_schema as schema
 from msq.extract.commits import Commits
 from msq.extract.crew import Crew
-from msq.extract.decode_pool import Decoded, DecodeTask, Picture, decode_in_order
+from msq.extract.decode_pool import Decoded, decode_in_order
 from msq.extract.extract_result import Stages
-from msq.extract.sampling import FrameChoice
-from msq.extract.shard_builder import FrameEncoder, OnDegraded, Part, ShardBuilder, pictures_of
+from msq.extract.shard_builder import FrameEncoder, OnDegraded, Part, ShardBuilder
 from msq.extract.shard_claims import Member
 from msq.extract.shard_making import ShardMaker
+from msq.extract.shard_plan import READABLE, ShardPlan, failed_rows
 from msq.extract.shard_queue import Job, ShardQueue
 from msq.extract.store_writer import StoreWriter
 from msq.extract.views import CLEAN, View, parse_view
 
 Progress = Callable[[dict[str, Any]], None]
-
-FRAMES_AT_ONCE = 192  # of one clip at full size, in a decode worker
-WINDOW_BYTES = 2**30  # of the resized frames of one batch of clips
-SHARD_BYTES = 2**30  # of the features of one shard
-
-_READABLE = (schema.OK, schema.DEGRADED)
 
 
 class ShardRun:
@@ -62,7 +55,8 @@ class ShardRun:
         self.writer = writer
         self.encoders = encoders
         self.views = tuple(views)
-        self.parts: list[Part] = [(slug, view) for view in views for slug in encoders]
+        self._shards = ShardPlan(writer, encoders, self.views, batch, workers)
+        self.parts = self._shards.parts
         self.warnings: list[str] = []
         self._batch = batch
         self._workers = workers
@@ -77,7 +71,14 @@ class ShardRun:
         self._live = 0, 0  # of the shard under way: clips done, failed
         self._commits = Commits()
         self._maker = ShardMaker(
-            writer, encoders, batch, workers, on_degraded, self._tasks, self.stages, self.warnings
+            writer,
+            encoders,
+            batch,
+            workers,
+            on_degraded,
+            self._shards.tasks,
+            self.stages,
+            self.warnings,
         )
         self._again: dict[int, list[Part]] = {}
         self._crew = Crew(None, self.told)
@@ -90,9 +91,9 @@ class ShardRun:
             member: this worker among others, who all do what the `first` of them found.
             first: whether that is this worker.
         """
-        self._todo = self._pending()
+        self._todo = self._shards.pending()
         if retry_failed and first:
-            self._again = self._recoverable(self._todo)
+            self._again = self._shards.recoverable(self._todo)
             if member is not None and self._again:
                 found = {s: [[slug, str(v)] for slug, v in p] for s, p in self._again.items()}
                 member.plan_again(found)
@@ -128,7 +129,9 @@ class ShardRun:
         rows = sum(len(self.writer.rows(shard)) for shard in shards)
         workers = min(self._workers, rows)
         ahead = 2 * (workers + self._batch)
-        queue = ShardQueue(shards, self._left, self._job, self._tasks_of, member, ahead)
+        queue = ShardQueue(
+            shards, self._left, self._shards.job, self._shards.tasks_of, member, ahead
+        )
         pause = 0.05
         while (job := queue.next_job()) is not None or (queue.unfinished and only is None):
             if job is None:
@@ -197,86 +200,6 @@ class ShardRun:
             if part in again or not self.writer.is_done(part[0], shard, part[1])
         ]
 
-    def _job(self, shard: int, parts: Sequence[Part]) -> Job:
-        return Job(shard, self._passes(parts), len(self.writer.rows(shard)))
-
-    def _tasks_of(self, job: Job) -> Iterator[DecodeTask]:
-        rows = self.writer.rows(job.shard)
-        return (task for parts in job.passes for task in self._tasks(rows, parts))
-
-    def _pending(self) -> dict[int, list[Part]]:
-        """Shard -> encoders and views for which it is not done."""
-        pending = {}
-        for shard in range(self.writer.shards):
-            parts = [
-                part for part in self.parts if not self.writer.is_done(part[0], shard, part[1])
-            ]
-            if parts:
-                pending[shard] = parts
-        return pending
-
-    def _recoverable(self, pending: Mapping[int, Sequence[Part]]) -> dict[int, list[Part]]:
-        """Done shards with failed rows that would come out otherwise today -> what to redo."""
-        failed: dict[int, dict[Part, tuple[str, str]]] = {}
-        for shard in range(self.writer.shards):
-            for failure in self.writer.failures(shard):
-                part = failure.encoder, parse_view(failure.view)
-                todo = part in self.parts and failure.status == schema.UNDECODABLE
-                if todo and part not in pending.get(shard, ()):
-                    failed.setdefault(failure.row, {})[part] = (failure.reason, failure.message)
-        looks: list[tuple[int, list[Part]]] = []
-        for row in sorted(failed):
-            views = {view for _, view in failed[row]}
-            every = [part for part in self.parts if part[1] in views]
-            looks += [(row, parts) for parts in self._passes(every)]
-        if not looks:
-            return {}
-        found: dict[int, set[Part]] = {}
-        tasks = [task for row, parts in looks for task in self._tasks([row], parts)]
-        with closing(decode_in_order(tasks, min(self._workers, len(tasks)))) as stream:
-            for (row, parts), result in zip(looks, stream, strict=True):
-                for part in parts:
-                    if failed[row].get(part, (result.reason, result.message)) != (
-                        result.reason,
-                        result.message,
-                    ):
-                        shard = row // self.writer.shard
-                        found.setdefault(shard, set(pending.get(shard, ()))).add(part)
-        return {shard: [p for p in self.parts if p in parts] for shard, parts in found.items()}
-
-    def _passes(self, parts: Sequence[Part]) -> list[list[Part]]:
-        """`parts` in order, cut between views where one pass would hold too much in memory."""
-        passes: list[list[Part]] = []
-        for view in dict.fromkeys(view for _, view in parts):
-            more = [part for part in parts if part[1] == view]
-            if passes and self._fits([*passes[-1], *more]):
-                passes[-1] += more
-            else:
-                passes.append(more)
-        return passes
-
-    def _fits(self, parts: Sequence[Part]) -> bool:
-        """Whether a pass with these parts stays within what it may hold."""
-        pictures = pictures_of(parts, self.encoders)
-        rows = sum(
-            array.row_bytes
-            for slug, _ in parts
-            for array in schema.feature_arrays(self.encoders[slug].spec, self.writer.store_dtype)
-        )
-        return (
-            sum(choice.frames for choice in {_choice(p) for p in pictures}) <= FRAMES_AT_ONCE
-            and self._batch * sum(p.bytes for p in pictures) <= WINDOW_BYTES
-            and self.writer.shard * rows <= SHARD_BYTES
-        )
-
-    def _tasks(self, rows: Sequence[int], parts: Sequence[Part]) -> Iterator[DecodeTask]:
-        pictures = pictures_of(parts, self.encoders)
-        for row in rows:
-            clip = self.writer.dataset.clips[row]
-            yield DecodeTask(
-                row, clip.path, clip.start, clip.end, pictures, clip.fps, clip.id, clip.keep
-            )
-
     def _make(
         self, shard: int, parts: Sequence[Part], stream: Iterator[Decoded], *, last: bool
     ) -> None:
@@ -323,7 +246,9 @@ class ShardRun:
         for view in dict.fromkeys(view for _, view in rows):
             these = {slug: data for (slug, other), data in rows.items() if other == view}
             failures = [f for f in builder.failures if f.encoder in these and f.view == str(view)]
-            self.writer.commit(shard, these, failures, view, self._maker.reduced.get(shard))
+            reduced = self._maker.reduced.get(shard)
+            batches = () if reduced is None else (reduced,)
+            self.writer.commit(shard, these, failures, view, batches)
         frames = sum(
             len(data.status) * self.encoders[slug].spec.frames for (slug, _), data in rows.items()
         )
@@ -334,7 +259,7 @@ class ShardRun:
         before = self.writer.status(slug, shard, view)
         if before is None or not self.writer.is_whole(slug, shard, before, view):
             return []
-        lost = np.isin(before, _READABLE) & ~np.isin(status, _READABLE)
+        lost = np.isin(before, READABLE) & ~np.isin(status, READABLE)
         return [self.writer.rows(shard)[int(place)] for place in np.flatnonzero(lost)]
 
     def _count(self, shard: int) -> None:
@@ -362,16 +287,3 @@ class ShardRun:
                 "smaller_batch": self._maker.smaller_batch,
             }
         )
-
-
-def failed_rows(writer: StoreWriter, parts: Sequence[Part], shard: int) -> NDArray[np.bool_]:
-    """Rows `[n]` of a shard that cannot be read for at least one encoder and view."""
-    failed = np.zeros(len(writer.rows(shard)), dtype=np.bool_)
-    for slug, view in parts:
-        status = writer.status(slug, shard, view)
-        failed |= True if status is None else ~np.isin(status, _READABLE)
-    return failed
-
-
-def _choice(picture: Picture) -> FrameChoice:
-    return picture.choice("")

@@ -12,6 +12,7 @@ from msq.extract import store_schema as schema
 from msq.extract.location import locate
 from msq.extract.store import FeatureStore, open_store
 from msq.extract.store_copy import Progress, Row, claim_target, copy_rows, copy_text
+from msq.extract.store_difference import encoder_difference, sequence_difference
 from msq.extract.store_problems import listed
 from msq.extract.stored_dataset import joined_hash, stored_dataset
 from msq.extract.views import CLEAN, View
@@ -188,7 +189,7 @@ def _difference(first: FeatureStore, other: FeatureStore) -> list[str]:
         for name in _COMPARED
         if name != "classes" and roots[0].get(name) != roots[1].get(name)
     ]
-    lines += schema.sequence_difference("classes", first.classes, other.classes)
+    lines += sequence_difference("classes", first.classes, other.classes)
     if [*first.partitions] != [*other.partitions]:
         lines.append(f"partitions: {[*first.partitions]} in the first, {[*other.partitions]} here")
     for kind in ("video", "image", "text"):
@@ -216,7 +217,7 @@ def _encoder_difference(
             if not first.text(slug, prompt).equal(other.text(slug, prompt)):
                 return [f"{slug}: other class embeddings for prompt {prompt!r}"]
         mine.pop("template", None)
-    lines = schema.encoder_difference(mine, theirs)
+    lines = encoder_difference(mine, theirs)
     if kind != "text" and first.views(slug) != other.views(slug):
         views = [", ".join(map(str, store.views(slug))) for store in (first, other)]
         lines.append(f"{slug}: views {views[0]} in the first, {views[1]} here")

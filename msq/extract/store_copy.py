@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from msq.extract.location import is_archive, is_local
 from msq.extract.shard_builder import to_disk
 from msq.extract.store import FeatureStore
 from msq.extract.store_folder import StoreFolder
+from msq.extract.store_keys import with_attributes
 from msq.extract.store_problems import listed
-from msq.extract.store_records import Failure, ShardRows, read_failures
+from msq.extract.store_records import Failure, ShardRows, read_batches, read_failures
 from msq.extract.store_writer import StoreWriter
 from msq.extract.stored_dataset import StoredDataset
 from msq.extract.views import View
@@ -133,7 +134,7 @@ class _Copy(StoreWriter):
         if self._converted is None:
             return content
         extra = {schema.CONVERTED: self._converted}
-        return {key: schema.with_attributes(value, extra) for key, value in content.items()}
+        return {key: with_attributes(value, extra) for key, value in content.items()}
 
 
 def _widened(store: FeatureStore, slug: str, before: str, after: str) -> str | None:
@@ -163,6 +164,7 @@ def _copy_shard(
         np.zeros(count, dtype=np.uint8),
     )
     failures: list[Failure] = []
+    batches: set[int] = set()
     groups: dict[int, list[int]] = {}
     for place, number in enumerate(numbers):
         groups.setdefault(id(rows[number].store), []).append(place)
@@ -180,9 +182,10 @@ def _copy_shard(
             data.times[here] = store.time(own[readable], slug, view).numpy()
         failures += _failures(store, dict(zip(own.tolist(), places, strict=True)), numbers.start,
                               slug, view)  # fmt: skip
+        batches |= _batches(store, own.tolist(), slug, view)
     if (data.status == schema.MISSING).all():
         return 0  # not extracted yet, and no more so in the copy
-    writer.commit(shard, {slug: data}, failures, view)
+    writer.commit(shard, {slug: data}, failures, view, batches)
     return int(np.isin(data.status, _READABLE).sum())
 
 
@@ -212,14 +215,29 @@ def _failures(
     store: StoreFolder, places: dict[int, int], first: int, slug: str, view: View
 ) -> list[Failure]:
     """What is recorded of some rows of one source, by their rows in the copy."""
-    size = store.shard(slug)
     found = []
-    for shard in sorted({row // size for row in places}):
-        path = store.path / schema.FAILURES / f"{shard:05d}.json"
-        if not path.exists():
-            continue
-        for failure in read_failures(path.read_bytes()):
+    for content in _records(store, places, slug):
+        for failure in read_failures(content):
             mine = failure.encoder == slug and failure.view == str(view)
             if mine and failure.row in places:
                 found.append(replace(failure, row=first + places[failure.row]))
     return found
+
+
+def _batches(store: StoreFolder, rows: Iterable[int], slug: str, view: View) -> set[int]:
+    """The smaller batches that some rows of one source were made in, as far as is recorded.
+
+    A record is of a whole shard. In a copy with other shards it is that of each shard which has a
+    row of it.
+    """
+    recorded = [b for content in _records(store, rows, slug) for b in read_batches(content)]
+    return {b.batch for b in recorded if b.encoder == slug and b.view == str(view)}
+
+
+def _records(store: StoreFolder, rows: Iterable[int], slug: str) -> Iterator[bytes]:
+    """The files in which something is recorded of the shards of these rows."""
+    size = store.shard(slug)
+    for shard in sorted({row // size for row in rows}):
+        path = store.path / schema.FAILURES / f"{shard:05d}.json"
+        if path.exists():
+            yield path.read_bytes()

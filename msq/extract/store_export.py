@@ -6,7 +6,9 @@ manifest (ids, labels, splits; no paths) and the classes in their order.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -235,14 +237,33 @@ def _companions(rows: Rows, target: Path) -> tuple[str, str]:
 
 
 def _deliver(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under a temporary name and publish it whole; to a URL in one call."""
+    """Write a file under a temporary name and publish it whole; to a URL in one call.
+
+    Raises:
+        OSError: naming `target`: the disk is full, say; nothing is left of it.
+    """
+    from safetensors import SafetensorError
+
     with tempfile.TemporaryDirectory(dir=_beside(target), prefix=".msq-export-") as folder:
         file = Path(folder) / target.name
-        write(file)
-        if is_local(target):
-            shutil.move(file, target)
-        else:
-            upload(file, target)
+        try:
+            write(file)
+            if is_local(target):
+                shutil.move(file, target)
+            else:
+                upload(file, target)
+        except (OSError, SafetensorError) as error:
+            named = getattr(error, "filename", None)
+            if named is not None and not str(named).startswith(folder):
+                raise  # of the store that is read
+            # Libraries name no file, or the temporary one, and some give no number either.
+            number = getattr(error, "errno", None) or _number_in(error)
+            raise OSError(number, os.strerror(number), str(target)) from error
+
+
+def _number_in(error: Exception) -> int:
+    """The system's number of an error, from what a library says of it."""
+    return next((n for n in (errno.ENOSPC, errno.EFBIG) if os.strerror(n) in str(error)), errno.EIO)
 
 
 def _beside(target: Path) -> Path | None:

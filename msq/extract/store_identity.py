@@ -14,6 +14,8 @@ from msq.extract import store_schema as schema
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.location import zarr_store
+from msq.extract.store_difference import encoder_difference, sequence_difference
+from msq.extract.store_keys import metadata
 from msq.extract.store_seal import read_metadata
 
 
@@ -55,8 +57,8 @@ def compare_encoder(store: Path, content: Mapping[str, bytes]) -> None:
     for key, value in content.items():
         found = attributes_at(store / key)
         if found is not None:
-            wanted = schema.metadata(value)["attributes"]["msq"]
-            lines = schema.encoder_difference(wanted, found)
+            wanted = metadata(value)["attributes"]["msq"]
+            lines = encoder_difference(wanted, found)
             refuse(store, lines, key.removesuffix("/zarr.json"))
 
 
@@ -70,7 +72,7 @@ def first_rows(store: Path, dataset: Dataset) -> list[str]:
     for name, values in wanted.items():
         if (store / name / "c" / "0").exists():
             found = np.asarray(zarr.open_array(zarr_store(store / name), mode="r")[:]).tolist()
-            lines += schema.sequence_difference(name, values, found)
+            lines += sequence_difference(name, values, found)
     return lines
 
 

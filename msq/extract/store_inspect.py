@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import msq
 from msq.extract.location import is_local
 from msq.extract.store import FeatureStore
+from msq.extract.store_records import batches_in
+from msq.extract.store_schema import FAILURES
 from msq.extract.store_seal import KEY
 
 STATUS = ("missing", "ok", "failed", "degraded")  # by the store's status code
@@ -44,6 +47,11 @@ def inspect_store(store: FeatureStore) -> dict[str, Any]:
         "text": {slug: store.prompts(slug) for slug in store.encoders("text")},
         "failures": store.failures(),
         "reasons": _reasons(store),
+        "smaller_batches": [
+            {"shard": shard, **asdict(smaller)}
+            for shard, recorded in batches_in(store.path / FAILURES).items()
+            for smaller in recorded
+        ],
         "bytes": {**{name: n for name, n in sorted(sizes.items()) if "/" not in name}},
         "files": sum(1 for f in store.path.rglob("*") if f.is_file()),
     }
@@ -79,9 +87,8 @@ def _counts(status: Any) -> dict[str, int]:
 
 def _reasons(store: FeatureStore) -> list[dict[str, Any]]:
     """How many clips have failed or are degraded for each reason, the most frequent first."""
-    counted = Counter((f["status"], f["reason"], row) for f in store.failures()
-                      for row in [f["row"]])  # fmt: skip
-    clips = Counter((status, reason) for status, reason, _ in counted)
+    distinct = {(f["status"], f["reason"], f["row"]) for f in store.failures()}
+    clips = Counter((status, reason) for status, reason, _ in distinct)
     return [
         {"status": STATUS[status], "reason": reason, "clips": count}
         for (status, reason), count in sorted(clips.items(), key=lambda item: (-item[1], item[0]))

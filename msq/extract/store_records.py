@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,13 @@ def read_batches(content: bytes) -> list[SmallerBatch]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def batches_in(folder: Path) -> dict[int, list[SmallerBatch]]:
+    """Shard -> the smaller batches that are recorded of it, in a store's folder of failures."""
+    files = sorted(folder.glob("[0-9]*.json"))
+    found = {int(path.stem): read_batches(path.read_bytes()) for path in files}
+    return {shard: batches for shard, batches in found.items() if batches}
 
 
 def same_record(found: bytes, content: bytes) -> bool:

@@ -22,6 +22,7 @@ from msq.extract.claims import claim_store
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.location import is_archive, is_local
 from msq.extract.store_folder import read_root
+from msq.extract.store_keys import StoreKeys, encoder_keys
 from msq.extract.store_problems import Problem
 from msq.extract.store_seal import layout_is_changed, read_metadata, recorded_digests, sealed
 from msq.extract.store_verify import verify_store
@@ -158,7 +159,7 @@ class _Work:
 
     def _group(self, file: str) -> None:
         """A group says nothing but that it is one."""
-        keys = schema.StoreKeys()
+        keys = StoreKeys()
         keys.group(file.removesuffix("/zarr.json"))
         self._done.actions.append(f"{file}: written again")
         if not self._done.dry_run:
@@ -199,7 +200,7 @@ class _Work:
                 views = views_in(attributes)
                 if layout_is_changed(document) or spec.fingerprint(name) != attributes["spec_hash"]:
                     continue
-                content = schema.encoder_keys(
+                content = encoder_keys(
                     spec, name, clips, attributes["store_dtype"], int(attributes["shard"]), views
                 )
             except (MsqError, FileNotFoundError, KeyError, TypeError, ValueError):

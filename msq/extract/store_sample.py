@@ -23,7 +23,9 @@ from msq.extract.encoders import ImageEncoder, VideoEncoder
 from msq.extract.encoders.spec import IMPORTED, EncoderSpec
 from msq.extract.pipeline import extract
 from msq.extract.store import FeatureStore, open_store
+from msq.extract.store_difference import root_difference
 from msq.extract.store_problems import Problem, Verification
+from msq.extract.store_records import read_batches
 from msq.extract.views import View
 
 _EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -59,14 +61,15 @@ def check_sample(
         encoders: name -> encoder, of those that can be loaded; of the others nothing is drawn.
         count: how many; all rows where there are fewer.
         found: gets the problems, notes and counts.
-        batch: clips of one forward pass when the store was made.
+        batch: clips of one forward pass when the store was made; where less is recorded of a
+            shard, that is taken.
         seed: of the choice.
         progress: called with `stage, done, total, failed`.
 
     Raises:
         SpecMismatch: the dataset is another one.
     """
-    lines = schema.root_difference(schema.root_attributes(dataset), store.attributes)
+    lines = root_difference(schema.root_attributes(dataset), store.attributes)
     if lines:
         raise SpecMismatch(f"{store.path}: is not of this dataset:\n  " + "\n  ".join(lines))
     drawn = [
@@ -107,6 +110,10 @@ def _check_row(
 ) -> None:
     size, kind = store.shard(slug), encoder.spec.kind
     begin = row - row % size
+    record = store.path / schema.FAILURES / f"{row // size:05d}.json"
+    recorded = read_batches(record.read_bytes()) if record.exists() else []
+    smaller = [b.batch for b in recorded if b.encoder == slug and b.view == str(view)]
+    batch = min([batch, *smaller])
     first = begin + (row - begin) // batch * batch
     stop = min(first + batch, begin + size, len(dataset.clips))
     partitions = {name: splits[first:stop] for name, splits in dataset.partitions.items()}

@@ -1,32 +1,23 @@
-"""The feature store's layout: names, dimensions, codecs, attributes, and what tells two apart.
+"""The feature store's layout: names, dimensions, number types, attributes, small arrays.
 
-Metadata and the small arrays (clip, split, label, text) are made by zarr-python in memory as a
-mapping key -> bytes; `store_writer` publishes each key atomically. The large arrays' chunks are
-made by `shard`.
+`store_keys` makes files of it, `store_difference` tells two stores apart.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
 from msq.errors import UsageError
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import AVERAGE, Prompt, joined, templates_of
-from msq.extract.encoders.spec import EncoderSpec, difference
-from msq.extract.store_seal import sealed
-from msq.extract.store_views import attributes_of
-from msq.extract.views import CLEAN, View
+from msq.extract.encoders.spec import EncoderSpec
 
 SCHEMA = 1
 MISSING, OK, UNDECODABLE, DEGRADED = 0, 1, 2, 3
@@ -143,92 +134,6 @@ def known_matrix(dataset: Dataset) -> NDArray[np.bool_] | None:
     return known
 
 
-class StoreKeys:
-    """Builds part of a store in memory and hands out its keys and bytes."""
-
-    def __init__(self) -> None:
-        self._content: dict[str, Any] = {}
-        self._store = MemoryStore(self._content)
-
-    def group(self, path: str, attributes: Mapping[str, Any] | None = None) -> None:
-        """Add a group; `path` "" is the root."""
-        zarr.create_group(self._store, path=path, zarr_format=3, attributes=dict(attributes or {}))
-
-    def array(
-        self,
-        path: str,
-        shape: Sequence[int],
-        dtype: str,
-        dimensions: Sequence[str],
-        *,
-        chunks: Sequence[int] | None = None,
-        shards: Sequence[int] | None = None,
-        fill: float | str = 0,
-        attributes: Mapping[str, Any] | None = None,
-        values: NDArray[np.generic] | None = None,
-    ) -> None:
-        """Add an array, checksummed and not compressed; one chunk unless told otherwise."""
-        array = zarr.create_array(
-            self._store,
-            name=path,
-            shape=tuple(shape),
-            dtype=dtype,
-            chunks=tuple(chunks or (max(1, n) for n in shape)),
-            shards=None if shards is None else tuple(shards),
-            filters=None,
-            serializer="auto" if dtype in ("string", "uint8") else BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
-            fill_value=fill,
-            dimension_names=list(dimensions),
-            attributes={} if attributes is None else {"msq": dict(attributes)},
-            # Without this an all-zero label matrix would have no file, as if it had been lost.
-            config={"write_empty_chunks": True},
-        )
-        if values is not None:
-            array[...] = values
-
-    def keys(self) -> dict[str, bytes]:
-        """Key -> bytes, groups before what they hold, metadata before chunks."""
-        content = {key: value.to_bytes() for key, value in self._content.items()}
-        content |= {k: sealed(v) for k, v in content.items() if k.endswith("zarr.json")}
-        return dict(sorted(content.items(), key=lambda item: _publishing_order(item[0])))
-
-
-def _publishing_order(key: str) -> tuple[int, int, str]:
-    metadata = key.endswith("zarr.json")
-    return (0 if metadata else 1, key.count("/"), key)
-
-
-def dataset_keys(
-    dataset: Dataset, version: str, label_known: NDArray[np.bool_] | None = None
-) -> dict[str, bytes]:
-    """The keys that depend on the dataset alone: root, clip, split, partition, label."""
-    label_known = known_matrix(dataset) if label_known is None else label_known
-    keys = StoreKeys()
-    keys.group("", {"msq": {**root_attributes(dataset), "version": version}})
-    for name in ("tokens", "image", "time", "status", "text"):
-        keys.group(name)
-    clips = dataset.clips
-    count = len(clips)
-    ids = np.array([clip.id for clip in clips], dtype=object)
-    splits = np.array([clip.split for clip in clips], dtype=object)
-    keys.array("clip", (count,), "string", ("clip",), fill="", values=ids)
-    keys.array("split", (count,), "string", ("clip",), fill="", values=splits)
-    if dataset.partitions:
-        keys.group("partition")
-    for name, partition in dataset.partitions.items():
-        values = np.array(partition, dtype=object)
-        keys.array(f"partition/{name}", (count,), "string", ("clip",), fill="", values=values)
-    shape = (count, len(dataset.classes))
-    keys.array("label", shape, "uint8", ("clip", "class"), values=label_matrix(dataset))
-    if label_known is not None:
-        known = label_known.astype(np.uint8)
-        keys.array("label_known", shape, "uint8", ("clip", "class"), values=known)
-    # An empty array, so that zarr does not warn of a folder it does not know.
-    keys.array(FAILURES, (0,), "uint8", ("failure",), attributes=FAILURES_NOTE)
-    return keys.keys()
-
-
 def encoder_attributes(
     spec: EncoderSpec, dataset_name: str, store_dtype: StoreDtype, shard: int
 ) -> dict[str, Any]:
@@ -252,45 +157,6 @@ def array_names(kind: str, slug: str) -> tuple[str, str, str]:
     return f"{FEATURE_GROUP[kind]}/{slug}", f"time/{slug}", f"status/{slug}"
 
 
-def encoder_keys(
-    spec: EncoderSpec,
-    dataset_name: str,
-    clips: int,
-    store_dtype: StoreDtype,
-    shard: int,
-    views: Sequence[View] = (CLEAN,),
-) -> dict[str, bytes]:
-    """Metadata of features, time and status of one video or image encoder."""
-    keys = StoreKeys()
-    attributes = {
-        **encoder_attributes(spec, dataset_name, store_dtype, shard),
-        **attributes_of(views),
-    }
-    token, channel, frame = encoder_dimensions(spec.slug)
-    features, times = feature_arrays(spec, store_dtype)
-    named = {2: (token, channel), 1: (channel,)}[len(features.row)]
-    for array, dimensions in ((features, named), (times, (frame,))):
-        keys.array(
-            array.name,
-            (clips, len(views), *array.row),
-            array.dtype,
-            ("clip", "view", *dimensions),
-            chunks=(1, 1, *array.row),
-            shards=(shard, 1, *array.row) if array.sharded else None,
-            fill=array.fill,
-            attributes=attributes,
-        )
-    keys.array(
-        f"status/{spec.slug}",
-        (clips, len(views)),
-        "uint8",
-        ("clip", "view"),
-        chunks=(shard, 1),
-        attributes=attributes,
-    )
-    return _below(keys, slug=spec.slug)
-
-
 def text_attributes(spec: EncoderSpec, dataset_name: str, template: Prompt) -> dict[str, Any]:
     """What the class embeddings of one prompt carry, without the words it does not know.
 
@@ -310,117 +176,3 @@ def text_attributes(spec: EncoderSpec, dataset_name: str, template: Prompt) -> d
 def templates_in(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """The templates that made an array of class embeddings, from its attributes."""
     return tuple(attributes.get("templates") or (attributes["template"],))
-
-
-def text_keys(
-    spec: EncoderSpec,
-    dataset_name: str,
-    prompt: str,
-    template: Prompt,
-    unknown_words: Mapping[str, Sequence[str]],
-    values: NDArray[np.float32],
-) -> dict[str, bytes]:
-    """One array of class embeddings `[K, D]` and its group."""
-    keys = StoreKeys()
-    keys.group(f"text/{spec.slug}")
-    attributes = {
-        **text_attributes(spec, dataset_name, template),
-        "unknown_words": {name: list(words) for name, words in unknown_words.items()},
-    }
-    _, channel, _ = encoder_dimensions(spec.slug)
-    keys.array(
-        f"text/{spec.slug}/{prompt}",
-        values.shape,
-        "float32",
-        ("class", channel),
-        attributes=attributes,
-        values=values,
-    )
-    return _below(keys, slug=spec.slug)
-
-
-def _below(keys: StoreKeys, slug: str) -> dict[str, bytes]:
-    """Without the groups that the dataset's part of the store already has."""
-    return {key: value for key, value in keys.keys().items() if f"/{slug}/" in key}
-
-
-def root_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Lines that tell a dataset's root attributes from those of a store; the version is no part."""
-    lines = []
-    for name in ("schema", "dataset", "task", "metric"):
-        if expected[name] != found.get(name):
-            lines.append(f"{name}: expected {expected[name]}, found {found.get(name)}")
-    lines += sequence_difference("classes", expected["classes"], list(found.get("classes", ())))
-    if expected["clips"] != found.get("clips"):
-        lines.append(f"clips: expected {expected['clips']}, found {found.get('clips')}")
-    elif expected["clip_list_hash"] != found.get("clip_list_hash"):
-        lines.append(
-            "clip list (ids, cuts, labels, splits in order): expected hash "
-            f"{expected['clip_list_hash'][:16]}…, found {str(found.get('clip_list_hash'))[:16]}…"
-        )
-    wanted, there = (
-        {p["name"]: p["sha256"] for p in root.get("partitions", ())} for root in (expected, found)
-    )
-    if list(wanted) != list(there):
-        names = (", ".join(x) or "none" for x in (wanted, there))
-        lines.append("partitions: expected {}, found {}".format(*names))
-    else:
-        lines += [f"partition {k}: other splits" for k in wanted if wanted[k] != there[k]]
-    # Stores were written before there were groups: they are no part of the identity then.
-    if "groups" in expected and "groups" in found and expected["groups"] != found["groups"]:
-        lines.append(f"groups: expected {expected['groups']}, found {found['groups']}")
-    return lines
-
-
-def sequence_difference(name: str, expected: Sequence[Any], found: Sequence[Any]) -> list[str]:
-    """At most two lines: the lengths, and the first place where they differ."""
-    lines = []
-    if len(expected) != len(found):
-        lines.append(f"{name}: expected {len(expected)}, found {len(found)}")
-    for place, (a, b) in enumerate(zip(expected, found, strict=False)):
-        if a != b:
-            lines.append(f"{name}, first difference at row {place}: expected {a!r}, found {b!r}")
-            break
-    return lines
-
-
-def encoder_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Lines that tell two encoders' attributes apart."""
-    slug = expected["encoder"]["slug"]
-    lines = difference(expected["encoder"], found.get("encoder", {}))
-    for name in ("store_dtype", "shard"):
-        if name in expected and expected[name] != found.get(name):
-            lines.append(f"{name}: expected {expected[name]!r}, found {found.get(name)!r}")
-    # Widened from float16, float32 holds fewer digits than an extraction in float32 has.
-    if expected.get(CONVERTED) != found.get(CONVERTED):
-        before = found.get(CONVERTED) or "nothing"
-        lines.append(f"converted: expected {expected.get(CONVERTED) or 'nothing'}, found {before}")
-    if "template" in expected:
-        lines += _template_difference(expected, found)
-    return [f"{slug}: {line}" for line in lines]
-
-
-def _template_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Lines that tell two prompts apart; sets by their first difference."""
-    wanted, there = templates_in(expected), templates_in({"template": None, **found})
-    if len(wanted) == len(there) == 1:
-        same = wanted == there
-        return [] if same else [f"template: expected {wanted[0]!r}, found {there[0]!r}"]
-    lines = sequence_difference("templates", wanted, there)
-    rules = expected.get("average"), found.get("average")
-    if not lines and rules[0] != rules[1]:
-        lines.append(f"average: expected {rules[0]!r}, found {rules[1]!r}")
-    return lines
-
-
-def with_attributes(content: bytes, more: Mapping[str, Any]) -> bytes:
-    """A `zarr.json` with more in `attributes.msq`."""
-    document = metadata(content)
-    document["attributes"]["msq"] |= more
-    return sealed(json.dumps(document).encode())
-
-
-def metadata(content: bytes) -> dict[str, Any]:
-    """A `zarr.json` as a mapping."""
-    parsed: dict[str, Any] = json.loads(content)
-    return parsed

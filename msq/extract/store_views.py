@@ -83,6 +83,7 @@ def groups_of(views: Sequence[View]) -> list[tuple[int, int, str]]:
         words = {
             "clean": "clean",
             "augmented": "augmented",
+            "official": "official",
             "test": f"test {view.clips} clips x {view.crops} crops",
         }[view.kind]
         if groups and groups[-1][2] == words:

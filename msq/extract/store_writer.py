@@ -8,7 +8,7 @@ pending, and redoing it gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import Prompt
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.shard import encode_chunk, encode_shard
+from msq.extract.store_difference import encoder_difference, root_difference
 from msq.extract.store_identity import (
     attributes_at,
     check_names,
@@ -30,6 +31,7 @@ from msq.extract.store_identity import (
     first_rows,
     refuse,
 )
+from msq.extract.store_keys import dataset_keys, encoder_keys, metadata, text_keys
 from msq.extract.store_records import (
     Failure,
     ShardRows,
@@ -113,7 +115,7 @@ class StoreWriter(StoreState):
 
     def encoder_content(self, spec: EncoderSpec, views: Sequence[View]) -> dict[str, bytes]:
         """The metadata of an encoder's arrays."""
-        return schema.encoder_keys(
+        return encoder_keys(
             spec, self.dataset.name, len(self.dataset.clips), self.store_dtype, self.shard, views
         )
 
@@ -130,9 +132,7 @@ class StoreWriter(StoreState):
         wanted = schema.text_attributes(spec, self.dataset.name, template)
         found = attributes_at(folder / "zarr.json")
         if found is not None:
-            refuse(
-                self.path, schema.encoder_difference(wanted, found), f"text/{spec.slug}/{prompt}"
-            )
+            refuse(self.path, encoder_difference(wanted, found), f"text/{spec.slug}/{prompt}")
         return found is not None and (folder / "c" / "0" / "0").exists()
 
     def add_text(
@@ -148,9 +148,7 @@ class StoreWriter(StoreState):
         if not (folder / "zarr.json").exists():
             # Numbers of which nothing says any more what made them.
             remove_file(folder / "c" / "0" / "0")
-        self._publish(
-            schema.text_keys(spec, self.dataset.name, prompt, template, unknown_words, values)
-        )
+        self._publish(text_keys(spec, self.dataset.name, prompt, template, unknown_words, values))
 
     def commit(
         self,
@@ -158,7 +156,7 @@ class StoreWriter(StoreState):
         rows: Mapping[str, ShardRows],
         failures: Iterable[Failure],
         view: View = CLEAN,
-        smaller_batch: int | None = None,
+        smaller_batches: Collection[int] = (),
     ) -> int:
         """Write one view of one shard of one or several encoders; their status goes last.
 
@@ -167,7 +165,8 @@ class StoreWriter(StoreState):
             rows: encoder -> its rows.
             failures: of these encoders and this view; what is recorded of others stays.
             view: which view.
-            smaller_batch: clips of one forward pass where memory was too short for those asked for.
+            smaller_batches: clips of one forward pass where memory was too short for those asked
+                for; several where the rows come from shards that were made otherwise.
 
         Returns:
             Bytes written.
@@ -175,8 +174,7 @@ class StoreWriter(StoreState):
         name = str(view)
         others = [f for f in self.failures(shard) if f.encoder not in rows or f.view != name]
         batches = [b for b in self.batches(shard) if b.encoder not in rows or b.view != name]
-        if smaller_batch is not None:
-            batches += [SmallerBatch(smaller_batch, slug, name) for slug in rows]
+        batches += [SmallerBatch(batch, slug, name) for slug in rows for batch in smaller_batches]
         self._write_failures(shard, [*others, *failures], batches)
         written = 0
         for slug, data in rows.items():
@@ -229,7 +227,7 @@ class StoreWriter(StoreState):
             path = self.path / name / "zarr.json"
             if path.exists():
                 content = path.read_bytes()
-                if views_in(schema.metadata(content)["attributes"]["msq"]) != tuple(views):
+                if views_in(metadata(content)["attributes"]["msq"]) != tuple(views):
                     self._replace(f"{name}/zarr.json", with_views(content, views))
 
     def _replace(self, key: str, content: bytes) -> None:
@@ -260,13 +258,13 @@ class StoreWriter(StoreState):
     def _publish_dataset(self, label_known: NDArray[np.bool_] | None) -> None:
         found = attributes_at(self.path / "zarr.json")
         if found is not None:
-            lines = schema.root_difference(schema.root_attributes(self.dataset), found)
+            lines = root_difference(schema.root_attributes(self.dataset), found)
             refuse(
                 self.path,
                 [*lines, *(first_rows(self.path, self.dataset) if lines else [])],
                 "this store",
             )
-        content = schema.dataset_keys(self.dataset, msq.__version__, label_known)
+        content = dataset_keys(self.dataset, msq.__version__, label_known)
         for key, value in content.items():
             path = self.path / key
             if key.endswith("zarr.json") or not path.exists():

@@ -19,6 +19,7 @@ from torch import Tensor
 from msq.errors import UsageError
 
 Resize = Literal["torch", "pil"]
+Interpolation = Literal["bicubic", "bilinear"]
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
@@ -81,14 +82,16 @@ def resize_box(
     box: tuple[int, int, int, int],
     size: int,
     resize: str = "torch",
+    interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """A rectangle cut out and brought to a square of `size` by antialiased bicubic.
+    """A rectangle cut out and brought to a square of `size`, antialiased.
 
     Args:
         frames: uint8 [T, H, W, 3], an array or a CPU tensor.
         box: top, left, height, width in pixels.
         size: side of the square in pixels.
         resize: `torch` or `pil`.
+        interpolation: `bicubic` or `bilinear`.
 
     Returns:
         Contiguous uint8 tensor [T, 3, size, size] on the CPU.
@@ -104,7 +107,7 @@ def resize_box(
     if min(top, left) < 0 or min(height, width) < 1 or not inside:
         raise ValueError(f"expected a box inside {tuple(video.shape[1:3])}, found {box}")
     cut = video[:, top : top + height, left : left + width].contiguous()
-    return _scaled(cut, size, size, resize).contiguous()
+    return _scaled(cut, size, size, resize, interpolation).contiguous()
 
 
 def _check(resize: str, size: int) -> None:
@@ -173,21 +176,24 @@ def _affine(
         return scale.to(device, torch.float32), bias.to(device, torch.float32)
 
 
-def _scaled(video: Tensor, height: int, width: int, resize: str) -> Tensor:
+def _scaled(
+    video: Tensor, height: int, width: int, resize: str, mode: Interpolation = "bicubic"
+) -> Tensor:
     """uint8 [T, H, W, 3] -> [T, 3, height, width]."""
-    return _resize_pil(video, height, width) if resize == "pil" else _resize(video, height, width)
+    scale = _resize_pil if resize == "pil" else _resize
+    return scale(video, height, width, mode)
 
 
-def _resize(video: Tensor, height: int, width: int) -> Tensor:
+def _resize(video: Tensor, height: int, width: int, mode: Interpolation) -> Tensor:
     """The permuted view is channels_last, which torch's uint8 kernel takes without a copy."""
     return torch.nn.functional.interpolate(
-        video.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", antialias=True
+        video.permute(0, 3, 1, 2), size=(height, width), mode=mode, antialias=True
     )
 
 
-def _resize_pil(video: Tensor, height: int, width: int) -> Tensor:
+def _resize_pil(video: Tensor, height: int, width: int, mode: Interpolation) -> Tensor:
+    way = Image.Resampling[mode.upper()]
     images = [
-        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-        for frame in video.numpy()
+        np.asarray(Image.fromarray(frame).resize((width, height), way)) for frame in video.numpy()
     ]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -3,7 +3,8 @@
 View 0 of every store is clean: the whole clip, centre crop. Augmented views are drawn from a seed
 and the clip's id, so that all encoders see the same pictures and a shard can be made again. Test
 views cut a clip into `clips` pieces in time and each frame into `crops` squares in space; their
-scores are averaged (or the largest taken) when a head is evaluated.
+scores are averaged (or the largest taken) when a head is evaluated. Official views are drawn
+from the same two in the authors' way; end-to-end training shows them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Literal
 
 from msq.errors import UsageError
 
-ViewKind = Literal["clean", "augmented", "test"]
-_AUGMENTED = re.compile(r"augmented (\d+)")
+ViewKind = Literal["clean", "augmented", "official", "test"]
+_DRAWN = re.compile(r"(augmented|official) (\d+)")
 _CLIPS_BY_CROPS = re.compile(r"(\d+)x(\d+)")
 _TEST = re.compile(r"test clip (\d+)/(\d+) crop (\d+)/(\d+)")
 
@@ -25,8 +26,9 @@ class View:
     """One view; `str(view)` is what stands in a store's attributes, `parse_view` its inverse.
 
     Attributes:
-        kind: `clean`, `augmented` or `test`.
-        seed: of an augmented view; 1, 2, … in the order in which they were asked for.
+        kind: `clean`, `augmented`, `official` or `test`.
+        seed: of an augmented or official view; 1, 2, … in the order in which a store was asked for
+            them, `seed_of_draw` in training.
         clip: of a test view, which piece in time, from 0.
         clips: pieces in time.
         crop: which square in space, from 0 (left or top) to `crops - 1` (right or bottom).
@@ -52,8 +54,8 @@ class View:
             raise UsageError(f"test views: no such view: {self}")
 
     def __str__(self) -> str:
-        if self.kind == "augmented":
-            return f"augmented {self.seed}"
+        if self.kind in ("augmented", "official"):
+            return f"{self.kind} {self.seed}"
         if self.kind == "test":
             return f"test clip {self.clip + 1}/{self.clips} crop {self.crop + 1}/{self.crops}"
         return "clean"
@@ -65,6 +67,20 @@ CLEAN = View()
 def augmented_views(count: int) -> tuple[View, ...]:
     """Augmented views 1 to `count`."""
     return tuple(View("augmented", seed) for seed in range(1, count + 1))
+
+
+def seed_of_draw(seed: int, number: int) -> int:
+    """The seed of the views that a run with this seed shows in its draw of this number.
+
+    It is `(seed modulo 2^64 + 1) 2^32 + number`: no two draws of any runs share one, and none is
+    that of a stored view, whose seeds count from 1.
+
+    Raises:
+        ValueError: a number below 0 or from 2^32 on.
+    """
+    if not 0 <= number < 2**32:
+        raise ValueError(f"number of a draw: expected 0 to 2^32 - 1, found {number}")
+    return ((seed % 2**64 + 1) << 32) + number
 
 
 def clips_by_crops(clips: int, crops: int) -> tuple[View, ...]:
@@ -102,9 +118,11 @@ def parse_view(text: str) -> View:
     """
     if text == "clean":
         return CLEAN
-    if match := _AUGMENTED.fullmatch(text):
-        return View("augmented", int(match[1]))
+    if match := _DRAWN.fullmatch(text):
+        return View("official" if match[1] == "official" else "augmented", int(match[2]))
     if match := _TEST.fullmatch(text):
         clip, clips, crop, crops = (int(x) for x in match.groups())
         return View("test", clip=clip - 1, clips=clips, crop=crop - 1, crops=crops)
-    raise UsageError(f"view {text!r}: expected clean, augmented N or test clip I/N crop J/M")
+    raise UsageError(
+        f"view {text!r}: expected clean, augmented N, official N or test clip I/N crop J/M"
+    )

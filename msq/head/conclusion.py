@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from msq import config as configuration
 from msq.head.checkpoint import save_head, save_predictions
 from msq.head.checkpoint import write_json as write_result
-from msq.head.evaluate import measure, probabilities, score
+from msq.head.evaluate import measure, probabilities
 from msq.head.run import RunDirectory
 from msq.head.training import Training
 
 
-def conclude(training: Training, directory: RunDirectory) -> dict[str, Any]:
-    """Score the test clips, write the files of a finished run, `result.json` last."""
+def conclude(
+    training: Training, directory: RunDirectory, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Score the test clips, write the files of a finished run, `result.json` last.
+
+    Args:
+        training: with the chosen weights.
+        directory: of the run.
+        more: entries of the result beside those of every run.
+    """
     f, config, model = training.features, training.config, training.model
     split = next((name for name in ("test", "val", "train") if f.rows(name).numel()), "train")
     rows = f.rows(split)
-    logits = score(model, f, rows)
+    logits = training.scored(rows)
     epochs, best = len(training.history), training.best
     result: dict[str, Any] = {
         "run": None if directory.path is None else str(directory.path),
@@ -56,6 +65,7 @@ def conclude(training: Training, directory: RunDirectory) -> dict[str, Any]:
         "degraded": list(f.degraded),
         "parameters": sum(p.numel() for p in training.parameters),
         "fingerprint": configuration.fingerprint(config),
+        **(more or {}),
     }
     if directory.path is not None:
         save_head(directory.path / "head.safetensors", model, f, config.train.protocol)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from msq.errors import UsageError
+from msq.head.encoded_tokens import EncodedTokens
 from msq.head.stream import StreamedTokens, placed
 from msq.head.train_views import TrainViews
 
@@ -27,7 +28,7 @@ class Features:
         classes: K names.
         ids: N clip ids.
         splits: N of `train`, `val`, `test`.
-        tokens: [N, S, D'], in memory or left on disk.
+        tokens: [N, S, D'], in memory, left on disk, or made when they are asked for.
         labels: [N, K] uint8.
         image: [N, D''], or None.
         text: [K, D_text], or None.
@@ -52,7 +53,7 @@ class Features:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     splits: tuple[str, ...]
-    tokens: Tensor | StreamedTokens
+    tokens: Tensor | StreamedTokens | EncodedTokens
     labels: Tensor
     image: Tensor | None = None
     text: Tensor | None = None
@@ -102,9 +103,9 @@ class Features:
             changes["ids"] = tuple(self.ids[row] for row in listed)
             changes["splits"] = tuple(self.splits[row] for row in listed)
             changes["tokens"] = (
-                self.tokens.select(rows)
-                if isinstance(self.tokens, StreamedTokens)
-                else self.tokens[rows]
+                self.tokens[rows]
+                if isinstance(self.tokens, Tensor)
+                else self.tokens.select(rows)
             )
             changes["image"] = None if self.image is None else self.image[rows]
             kept = set(changes["ids"])

@@ -84,17 +84,26 @@ class FlatParameters:
         if self.low is not None:
             self.low.copy_(self.data)
 
-    def gather(self) -> None:
-        """Copy the gradients that the backward pass left into `grad`; zero where it left none."""
+    def gather(self, add: bool = False) -> None:
+        """Copy the gradients that the backward pass left into `grad`; zero where it left none.
+
+        Args:
+            add: to what earlier backward passes of the step left there, in its own precision.
+        """
         have: dict[tuple[str, ...], Tensor] = {
             (name,): p for name, p in self._named.items() if p.grad is not None
         }
         have |= {names: leaf for names, leaf in self._leaves.items() if leaf.grad is not None}
         reached = {name for names in have for name in names}
         views = [self._view(self.grad, names) for names in have]
-        torch._foreach_copy_(views, [t.grad for t in have.values() if t.grad is not None])
+        found = [t.grad for t in have.values() if t.grad is not None]
+        if add:
+            for view, gradient in zip(views, found, strict=True):
+                view.add_(gradient)
+        else:
+            torch._foreach_copy_(views, found)
         for name in self._named:
-            if name not in reached:
+            if name not in reached and not add:
                 self._view(self.grad, (name,)).zero_()
         for tensor in have.values():
             tensor.grad = None

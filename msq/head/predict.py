@@ -38,7 +38,7 @@ def load_head(
     path = Path(run)
     file = path / "head.safetensors" if path.is_dir() or path.suffix != ".safetensors" else path
     model, meta = load_model(file, device)
-    return Head(model, meta, str(run), torch.device(device), dict(weights or {}))
+    return Head(model, meta, str(run), torch.device(device), dict(weights or {}), file.parent)
 
 
 class Head:
@@ -48,6 +48,7 @@ class Head:
         model: the head.
         meta: the header of `head.safetensors`.
         classes: names of the classes it was trained on.
+        folder: run directory, which holds the video encoder too where the run trained one.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Head:
         name: str,
         device: torch.device,
         weights: Mapping[str, str],
+        folder: Path | None = None,
     ) -> None:
+        self.folder = folder
         self.model, self.meta, self.name, self.device = model, dict(meta), name, device
         self.classes: tuple[str, ...] = tuple(meta["classes"])
         self.weights = dict(weights)
@@ -270,24 +273,6 @@ class Head:
                 "msq.load_head(RUN).predict(rows, store=msq.open_store(STORE))"
             )
 
-    def _place(self, kind: str, recorded: Mapping[str, Any]) -> tuple[str, str | None]:
-        """Name and weights to load an encoder by: as told, as last seen here, or as recorded."""
-        from msq.extract.encoders.families import location_key, moved_name
-        from msq.extract.encoders.locations import recall
-
-        moved = self.weights.get(kind)
-        image = self.meta["encoders"].get("image", {})
-        if kind == "text" and recorded["sha256"] == image.get("sha256", recorded["sha256"]):
-            moved = moved or self.weights.get("image")
-        if moved is None:
-            key = location_key(recorded["weights"], recorded["sha256"])
-            return recall(key) or (recorded["weights"], None)
-        if kind == "video":
-            return moved_name(recorded["weights"], moved)
-        if Path(moved.removeprefix("local-dir:")).is_file():
-            return recorded["architecture"], moved
-        return moved, None
-
     def _loaded(self, kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """Encoders by kind: a video encoder alone, or both towers of a CLIP.
 
@@ -296,50 +281,20 @@ class Head:
                 difference.
             WeightsError: not found, or unreadable.
         """
-        from msq.extract.encoders import load_clip, load_text_encoder, load_video_encoder
-        from msq.extract.encoders.hf_text import is_text_model
+        from msq.extract.encoders.recorded import find_place, load_towers
 
-        source, weights = self._place(kind, recorded)
-        options: dict[str, Any] = {
-            "precision": recorded["precision"],
-            "device": self.device,
-        }
-        if kind != "text":
-            options.update(
-                frames=recorded["frames"],
-                size=recorded["size"],
-                sampling=recorded["sampling"],
-                resize=recorded["resize"],
-                mean=tuple(recorded["mean"]),
-                std=tuple(recorded["std"]),
-                short_side=recorded.get("short_side", 0),
-            )
-        if kind == "video":
-            notes = recorded.get("resized", "")
-            fused = recorded.get("kernels") == "triton" and str(self.device).startswith("cuda")
-            encoder = load_video_encoder(
-                source,
-                weights,
-                pooling=recorded["pooling"],
-                time_resize="linear"
-                if notes.endswith("linear") or "linear," in notes
-                else "nearest",
-                space_resize="bicubic" if notes.endswith("bicubic") else "nearest",
-                kernels="triton" if fused else "reference",
-                **options,
-            )
-            found: dict[str, Any] = {"video": encoder}
-        elif kind == "image":
-            image, text = load_clip(source, weights, output=recorded["output"], **options)
-            found = {"image": image, "text": text}
-        else:
-            own = "pooling" if is_text_model(recorded["architecture"]) else "clip_output"
-            options[own] = recorded["output"]
-            found = {"text": load_text_encoder(source, weights, **options)}
+        moved = self.weights.get(kind)
+        image = self.meta["encoders"].get("image", {})
+        if kind == "text" and recorded["sha256"] == image.get("sha256", recorded["sha256"]):
+            moved = moved or self.weights.get("image")
+        place = find_place(kind, recorded, moved, self.folder)
+        on_gpu = str(self.device).startswith("cuda")
+        kernels = recorded.get("kernels", "") if on_gpu else ""
+        found = load_towers(kind, recorded, place, self.device, kernels=kernels)
         lines = _difference(recorded, found[kind])
         if lines:
             raise SpecMismatch(
-                f"{self.name}: the {kind} encoder from {source!r} is not the one the head was "
+                f"{self.name}: the {kind} encoder from {place[0]!r} is not the one the head was "
                 "trained on:\n  " + "\n  ".join(lines)
             )
         # The text tower that came along serves only if it is the recorded one, too.

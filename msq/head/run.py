@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shutil
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from msq.head.packed_choice import StepChoice
 
 FILES = ("result.json", "config.toml", "env.json", "metrics.jsonl", "head.safetensors", "state.pt",
          "predictions.npz", "log.txt")  # fmt: skip
+# In a run of `msq train`: features of the frozen towers, made before it, and the trained encoder.
+TOWERS, ENCODER = "towers.zarr", "encoder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class RunDirectory:
         features: it is trained on.
         overwrite: delete the files of an earlier run there.
         choice: how to take the training steps; a run found there goes on as it began.
+        more: further sections of its configuration, as plain values.
 
     Attributes:
         choice: the given one, or that of the run found there.
@@ -69,7 +74,7 @@ class RunDirectory:
 
     def __init__(
         self, path: Path | None, config: RunConfig, features: Features, overwrite: bool = False,
-        choice: StepChoice | None = None,
+        choice: StepChoice | None = None, more: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.path, self.choice = path, choice
         if path is None:
@@ -80,9 +85,11 @@ class RunDirectory:
                 part.unlink()
             if overwrite:
                 (path / name).unlink(missing_ok=True)
+        if overwrite:
+            shutil.rmtree(path / ENCODER, ignore_errors=True)
         if (path / "config.toml").exists():
-            self.choice = _require_same(path, config, features) or choice
-        elif any(path.iterdir()) and not overwrite:
+            self.choice = _require_same(path, config, features, more or {}) or choice
+        elif not overwrite and any(not x.name.startswith(TOWERS) for x in path.iterdir()):
             raise UsageError(
                 f"{path}: expected an empty or new folder, or a run; found files but no config.toml"
             )
@@ -90,7 +97,7 @@ class RunDirectory:
             data = dict(features.identity())
             if choice is not None:
                 data["step"] = choice.to_dict()
-            text = configuration.to_toml(config, data)
+            text = configuration.to_toml(config, data, more)
             write_atomic(path / "config.toml", text.encode())
 
     def stored_result(self) -> dict[str, Any] | None:
@@ -150,7 +157,9 @@ def recorded_choice(path: Path | None) -> StepChoice | None:
     return _choice(_stored(path / "config.toml").get("data", {}).get("step"), path / "config.toml")
 
 
-def _require_same(path: Path, config: RunConfig, features: Features) -> StepChoice | None:
+def _require_same(
+    path: Path, config: RunConfig, features: Features, more: Mapping[str, Mapping[str, Any]]
+) -> StepChoice | None:
     """Refuse a run of another making; the choice of its steps, which is no part of the making."""
     file = path / "config.toml"
     stored = _stored(file)
@@ -160,6 +169,8 @@ def _require_same(path: Path, config: RunConfig, features: Features) -> StepChoi
         configuration.to_dict(configuration.from_dict(stored, str(file))),
         configuration.to_dict(config),
     )
+    own = [name for name in configuration.PASSED_OVER if name in stored and name != "data"]
+    lines += configuration.difference({name: stored[name] for name in own}, more)
     found = features.identity()
     if "stored" not in data:  # runs were begun before the stored dtype was noted
         found.pop("stored", None)

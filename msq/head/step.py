@@ -85,14 +85,17 @@ class TrainingStep:
         wide = torch.float32 if device.type == "cuda" else torch.float64
         self._rate = torch.tensor(config.optim.lr, dtype=wide, device=device)
         self.optimiser = build_optimiser(self.flat, config.optim, self._rate, capturable=graph)
-        ema = config.train.ema
-        self.average = WeightAverage([self.flat.data], ema) if ema else None
+        self.average = self._averaged([self.flat.data])
         self.loss = torch.zeros((), device=device)
         self.loss_sum = torch.zeros((), device=device)
         self._counted = graph if counted is None else counted
         self._key = torch.tensor([config.train.seed, 0], device=device)
         self._number = 0
         self._masks: Masks | None = None
+
+    def _averaged(self, weights: list[Tensor]) -> WeightAverage | None:
+        ema = self.config.train.ema
+        return WeightAverage(weights, ema) if ema else None
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -133,7 +136,7 @@ class TrainingStep:
             attention_by(self.choice.attention),
         ):
             logits: Tensor = self.model.eval()(tokens, image, masks=masks)["logits"]
-        return logits.float()
+        return logits.float() if low else logits
 
     def _step_masks(self) -> Masks | None:
         seed, dropout = self.config.train.seed, self.config.head.dropout

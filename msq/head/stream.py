@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msq.errors import UsageError
+from msq.head.encoded_tokens import EncodedTokens
 from msq.head.memory import fits
 
 # Reads rows of the store into uint8 [n, row bytes], each verified; from any thread.
@@ -233,12 +234,15 @@ def _widen(source: Tensor, target: Tensor) -> None:
 
 
 def with_next(
-    tokens: Tensor | StreamedTokens, parts: Sequence[Tensor]
+    tokens: Tensor | StreamedTokens | EncodedTokens, parts: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each of several lists of rows with its tokens, which are valid until the next.
 
     Streamed ones are read ahead, beside what others have begun to read of them.
     """
+    if isinstance(tokens, EncodedTokens):
+        yield from tokens.batches(parts)
+        return
     if not isinstance(tokens, StreamedTokens):
         for part in parts:
             yield part, tokens[part]
@@ -253,9 +257,13 @@ def with_next(
         own.close()
 
 
-def placed(tokens: Tensor | StreamedTokens, device: str | torch.device) -> Tensor | StreamedTokens:
+def placed(
+    tokens: Tensor | StreamedTokens | EncodedTokens, device: str | torch.device
+) -> Tensor | StreamedTokens | EncodedTokens:
     """Tokens on a device; on a GPU that has no room for them they come batch by batch."""
     device = torch.device(device)
+    if isinstance(tokens, EncodedTokens):
+        return tokens  # they are made where the encoder is
     if isinstance(tokens, StreamedTokens) or device.type != "cuda" or tokens.is_cuda:
         return tokens.to(device)
     if fits(tokens.nbytes, device):

@@ -88,7 +88,7 @@ def train_head(
             directory.write_environment(device)
             directory.log(training.opening())
         directory.write_history(training.history)
-        saver = _Saver(directory, training, checkpoint_seconds)
+        saver = Checkpoints(directory, training, checkpoint_seconds)
         try:
             finished = training.run(directory, saver, progress, stop_after)
         except MsqError as error:
@@ -101,8 +101,14 @@ def train_head(
     return RunResult(out, True, result, training.model.eval())
 
 
-class _Saver:
-    """Decides when a checkpoint is written."""
+class Checkpoints:
+    """Decides when a checkpoint is written.
+
+    Args:
+        directory: of the run.
+        training: whose state it is.
+        seconds: longest time between two.
+    """
 
     def __init__(self, directory: RunDirectory, training: Training, seconds: float) -> None:
         self.directory, self.training, self.seconds = directory, training, seconds
@@ -121,6 +127,10 @@ class _Saver:
 
     def save_if_due(self, epoch_done: bool) -> None:
         """Write one after an epoch where that is cheap, and whenever the last one is old."""
-        since = time.perf_counter() - self.last
-        if since >= self.seconds or (epoch_done and since >= 20 * self.cost):
+        if self.due(epoch_done):
             self.save()
+
+    def due(self, epoch_done: bool) -> bool:
+        """Whether it is time for one."""
+        since = time.perf_counter() - self.last
+        return since >= self.seconds or (epoch_done and since >= 20 * self.cost)

@@ -19,6 +19,7 @@ from msq.head.feeding import Feed
 from msq.head.finite import LossWatch, loss_error
 from msq.head.graph import StepGraph
 from msq.head.loss import loss_kind
+from msq.head.model import MSQNet
 from msq.head.packed_choice import StepChoice, choose_step
 from msq.head.ranking import labelled, macro_ap
 from msq.head.run import RunDirectory
@@ -67,13 +68,10 @@ class Training:
         self.batches = Batches(self.train_rows, t.batch, t.epoch_clips, t.seed)
         self.batch, self.epoch_steps = self.batches.size, self.batches.epoch_steps
         self.steps = self.epoch_steps * config.train.epochs
-        self.feed = Feed(features, self.batches, t.seed, end=self.steps)
         device = features.tokens.device
-        self.model = build_head(features, config, self.train_rows).to(device)
+        self.model = self._head().to(device)
         self.choice = choice or choose_step(config.train, device)
-        self.taking = TrainingStep(
-            self.model, self.choice, config, self.loss, self.steps, self.epoch_steps
-        )
+        self.feed, self.taking = self._feed_and_step()
         self.graph = StepGraph(self.taking.run, self.batch) if self.choice.graph == "on" else None
         self.flat, self.average = self.taking.flat, self.taking.average
         self.loss_sum = self.taking.loss_sum
@@ -84,6 +82,22 @@ class Training:
         self.saved: int | None = None  # step of the last checkpoint
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
+
+    def _head(self) -> MSQNet:
+        """The head at its start."""
+        return build_head(self.features, self.config, self.train_rows)
+
+    def _feed_and_step(self) -> tuple[Any, TrainingStep]:
+        """What the steps are fed, and what takes them."""
+        feed = Feed(self.features, self.batches, self.config.train.seed, end=self.steps)
+        step = TrainingStep(
+            self.model, self.choice, self.config, self.loss, self.steps, self.epoch_steps
+        )
+        return feed, step
+
+    def scored(self, rows: Tensor) -> Tensor:
+        """Logits [n, K] of some clips, by the weights as they are."""
+        return score(self.model, self.features, rows)
 
     def run(
         self,
@@ -159,7 +173,7 @@ class Training:
         if self.val_rows.numel():
             if self.average is not None:
                 self.average.swap()
-            logits = score(self.model, self.features, self.val_rows)
+            logits = self.scored(self.val_rows)
             numbers += macro_ap(logits[self.ranked], *self._ranked_labels).unbind()
             if self.average is not None:
                 self.average.swap()
@@ -223,8 +237,12 @@ class Training:
                 if self.saved is None
                 else f"the last good checkpoint, after step {self.saved}, is kept"
             )
-            batch = self.feed.of(step)
-            raise loss_error(what, self.features, batch, step, self.epoch_steps, kept)
+            raise self.step_error(what, step, kept)
+
+    def step_error(self, what: str, step: int, kept: str) -> MsqError:
+        """The error of a step that left numbers that are not finite; see `loss_error`."""
+        batch = self.feed.of(step)
+        return loss_error(what, self.features, batch, step, self.epoch_steps, kept)
 
     def out_of_patience(self) -> bool:
         """Whether so many epochs went by without a better validation score."""

@@ -80,11 +80,11 @@ def show(result: ExtractResult, *, json: bool = False) -> None:
         ("skipped", document["skipped_items"]),
     ):
         for item in items[:SHOWN]:
-            terminal.say(f"{title}: {_line(item)}")
+            terminal.say(f"{title}: {item_line(item)}")
         if len(items) > SHOWN:
             terminal.say(f"{title}: … and {len(items) - SHOWN} more (all of them with --json)")
     if count := document.get("left_out"):
-        first = _line(document["left_out_items"][0])
+        first = item_line(document["left_out_items"][0])
         terminal.say(f"{count} left out by the dataset's own rules (all with --json): {first}, …")
     if json:
         terminal.print_json(document)
@@ -114,7 +114,8 @@ def _unknown(words: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def _line(item: Any) -> str:
+def item_line(item: Any) -> str:
+    """One failed, degraded or skipped item in a line."""
     if isinstance(item, dict):
         message = f" ({item['message']})" if item.get("message") else ""
         views = item.get("views", ())
@@ -131,12 +132,12 @@ def exit_code(result: ExtractResult) -> int:
 
 
 def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
-    """What the request would do, on stdout; nothing is decoded or written."""
+    """What the request would do, on stdout; a few clips are decoded, and nothing is written."""
     from msq.extract.plan_run import dry_run
 
     plan = dry_run(request)
     for item in plan["skipped_items"][:SHOWN]:
-        terminal.say(f"skipped: {_line(item)}")
+        terminal.say(f"skipped: {item_line(item)}")
     if plan["left_out"]:
         terminal.say(f"{plan['left_out']} left out by the dataset's own rules (--json lists them)")
     if plan["enough"] is False:

@@ -51,6 +51,12 @@ def show_store(path: str | Path, *, json: bool = False) -> None:
         terminal.say(f"text {slug}: {', '.join(shown)}")
     for line in document["reasons"][:SHOWN]:
         terminal.say(f"{line['status']}: {line['clips']} clips: {line['reason']}")
+    smaller: dict[tuple[str, int], set[int]] = {}
+    for entry in document["smaller_batches"]:
+        smaller.setdefault((entry["encoder"], entry["batch"]), set()).add(entry["shard"])
+    for (slug, batch), shards in sorted(smaller.items()):
+        terminal.say(f"{slug}: {len(shards)} shards made in batches of {batch}, since memory was "
+                     "too short for those asked for")  # fmt: skip
     terminal.say(f"{size(document['bytes']['total'])} in {document['files']} files, "
                  f"written by msq {document['version']}")  # fmt: skip
 

@@ -1,9 +1,10 @@
 """Which family of video encoders a name means, and the loading of each family.
 
 Names are those of the command line: `embedded`, `hf-hub:ORG/NAME`, `local-dir:DIR`, a folder or a
-file, `timm/TAG`, `open_clip/ARCH/TAG`, `torchvision/NAME`, the last three also with a local file
-or folder at their end. What a folder or a repository holds is told by its `config.json`:
-`model_type` of Hugging Face's models, `architecture` of timm's and of msq's own.
+file, the directory of a run that trained an encoder, `timm/TAG`, `open_clip/ARCH/TAG`,
+`torchvision/NAME`, the last three also with a local file or folder at their end. What a folder or
+a repository holds is told by its `config.json`: `model_type` of Hugging Face's models,
+`architecture` of timm's and of msq's own.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from typing import Final, Literal
 from msq.errors import UsageError, WeightsError
 from msq.extract.encoders.embedded import EMBEDDED_VIDEO
 from msq.extract.encoders.pooling import TokenOrder
+from msq.extract.encoders.run_encoder import RUN_PREFIX, find_video_weights, require_whole
 from msq.extract.encoders.spec import slugify
 from msq.extract.encoders.timesformer import TimeSformerConfig
 from msq.extract.encoders.timesformer_weights import SpaceResize, TimeResize, load_timesformer
 from msq.extract.encoders.video_model import VideoModel
-from msq.extract.encoders.weights import FOLDER_PREFIX, HUB_PREFIX, WeightFiles, find_weights
+from msq.extract.encoders.weights import FOLDER_PREFIX, HUB_PREFIX, WeightFiles
 
 Family = Literal["timesformer", "videomae", "timm", "open_clip", "torchvision"]
 
 AUTO: Final = "auto"
 FORMS: Final = (
-    "embedded, hf-hub:ORG/NAME, local-dir:DIR, a folder, a file, timm/TAG, open_clip/ARCH/TAG, "
-    "torchvision/NAME"
+    "embedded, hf-hub:ORG/NAME, local-dir:DIR, a folder, a file, a run of msq train, timm/TAG, "
+    "open_clip/ARCH/TAG, torchvision/NAME"
 )
 LIBRARIES: tuple[Family, ...] = ("timm", "open_clip", "torchvision")
 _MODEL_TYPES: dict[str, Family] = {"timesformer": "timesformer", "videomae": "videomae"}
@@ -106,14 +108,14 @@ def _of_library(family: Family, rest: str, weights: str | None) -> VideoName:
 def _of_files(name: str) -> VideoName:
     """Files, a folder or a repository of the hub, by the configuration beside the weights."""
     path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    is_named = name.startswith((HUB_PREFIX, FOLDER_PREFIX))
+    is_named = name.startswith((HUB_PREFIX, FOLDER_PREFIX, RUN_PREFIX))
     if not is_named and not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise WeightsError(f"weights {name!r}: no such file; names are {FORMS}")
         raise UsageError(f"no video encoder {name!r}; names are {FORMS}")
     if path.suffix == ".pyth" and path.is_file():
         return VideoName("timesformer", weights=name)
-    values = find_weights(name).read_json("config.json") or {}
+    values = find_video_weights(name).read_json("config.json") or {}
     kind = values.get("model_type")
     if isinstance(values.get("architecture"), str):
         return VideoName("timm", "", name)
@@ -179,12 +181,13 @@ def load_video_model(
         WeightsError: if the weights cannot be found, read or do not fit.
     """
     if found.family == "timesformer":
-        files = files or find_weights(found.weights or "")
+        files = files or require_whole(find_video_weights(found.weights or ""))
         return _timesformer(files, frames, size, time_resize, space_resize, strict)
     if (time_resize, space_resize) != ("nearest", "nearest"):
         raise UsageError(f"{found.family}: time_resize and space_resize are TimeSformer's")
     if found.family == "videomae":
-        return _videomae(files or find_weights(found.weights or ""), frames, size, strict)
+        files = files or require_whole(find_video_weights(found.weights or ""))
+        return _videomae(files, frames, size, strict)
     # Each of these imports a library that takes seconds.
     if found.family == "timm":
         from msq.extract.encoders.per_frame_timm import load_timm as load
@@ -218,8 +221,8 @@ def _timesformer(
         patches=config.patches,
         channels=config.width,
         files=files,
-        stem=_stem("timesformer", files.name),
-        architecture=_describe(config),
+        stem=slug_stem("timesformer", files.name),
+        architecture=describe_timesformer(config),
         frames=config.frames,
         size=_square(config.image_size, files),
         mean=loaded.mean,
@@ -239,7 +242,7 @@ def _videomae(files: WeightFiles, frames: int | None, size: int | None, strict: 
         patches=config.patches,
         channels=config.width,
         files=files,
-        stem=_stem("videomae", files.name),
+        stem=slug_stem("videomae", files.name),
         architecture=describe(config),
         frames=config.frames,
         size=_square(config.image_size, files),
@@ -249,7 +252,7 @@ def _videomae(files: WeightFiles, frames: int | None, size: int | None, strict: 
     )
 
 
-def _stem(family: str, name: str) -> str:
+def slug_stem(family: str, name: str) -> str:
     """`timesformer-…`, the family's name once."""
     rest = slugify(name).removeprefix(family).strip("-")
     return f"{family}-{rest}" if rest else family
@@ -264,7 +267,8 @@ def _square(size: tuple[int, int], files: WeightFiles) -> int:
     return size[0]
 
 
-def _describe(config: TimeSformerConfig) -> str:
+def describe_timesformer(config: TimeSformerConfig) -> str:
+    """The architecture in words, for specs."""
     stem = "" if config.stem == "patch" else f" {config.stem}-stem"
     return (
         f"timesformer p{config.patch_size} d{config.depth} w{config.width} h{config.heads} "

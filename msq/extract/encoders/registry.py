@@ -33,6 +33,7 @@ from msq.extract.encoders.spec import (
     Resize,
     Sampling,
     slugify,
+    video_slug,
 )
 from msq.extract.encoders.timesformer import TimeSformer
 from msq.extract.encoders.timesformer_weights import SpaceResize, TimeResize
@@ -71,8 +72,8 @@ def load_video_encoder(
             `open_clip/ARCH/TAG`, `torchvision/NAME`, `embedded`, `hf-hub:…`, a folder), or `auto`,
             which takes the family from `weights`. `timesformer` without weights is the embedded
             one.
-        weights: `hf-hub:org/name`, `local-dir:PATH`, a folder or a file; with `auto`, any name of
-            the command line.
+        weights: `hf-hub:org/name`, `local-dir:PATH`, a folder or a file, the directory of a run
+            that trained an encoder; with `auto`, any name of the command line.
         frames: T; the checkpoint's own by default, 16 for image models. Another T interpolates
             TimeSformer's time embedding.
         size: height and width in pixels; the checkpoint's own by default. Another one
@@ -114,11 +115,11 @@ def load_video_encoder(
         space_resize=space_resize,
     )
     spec = EncoderSpec(
-        slug=loaded.stem if pooling == "frame" else f"{loaded.stem}-{pooling}",
+        slug=video_slug(loaded.stem, pooling),
         kind="video",
         architecture=loaded.architecture,
         weights=loaded.files.id,
-        sha256=sha256_file(loaded.files.file),
+        sha256=loaded.files.sha256 or sha256_file(loaded.files.file),
         frames=loaded.frames,
         size=loaded.size,
         mean=_three(mean if mean is not None else loaded.mean, "mean"),

@@ -185,3 +185,8 @@ def _shown(value: Any) -> str:
 def slugify(text: str) -> str:
     """Lower case, every run of other characters than a-z and 0-9 a single hyphen."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def video_slug(stem: str, pooling: str) -> str:
+    """Name of a video encoder inside stores: how it pools is said where it is not by frame."""
+    return stem if pooling == "frame" else f"{stem}-{pooling}"

@@ -27,6 +27,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from msq.errors import UsageError
 from msq.kernels.dispatch import Choice, Kernels, resolve
@@ -256,11 +257,16 @@ class TimeSformer(nn.Module):
     Kaiming normal; the time embedding is zero; every `temporal_out` is zero, so that a fresh
     model, and one that starts from an image model's weights, ignores the order of frames until
     training moves it.
+
+    Attributes:
+        checkpointing: keep no activations inside the layers for the backward pass, but compute
+            them again there.
     """
 
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         self.stem = PatchStem(config) if config.stem == "patch" else ConvStem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.position_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.width))
@@ -346,5 +352,11 @@ class TimeSformer(nn.Module):
         cls = (self.cls_token + self.position_embed[:, :1]).expand(b, -1, -1).to(patches.dtype)
         tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1)
         for block in self.blocks:
-            tokens = block(tokens, t)
+            if self.checkpointing and tokens.requires_grad:
+                # What a layer computes is the same both times: it draws no random numbers.
+                tokens = checkpoint(
+                    block, tokens, t, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens = block(tokens, t)
         return cast(Tensor, self.norm(tokens))

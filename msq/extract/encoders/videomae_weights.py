@@ -147,6 +147,26 @@ def config_from_huggingface(values: Mapping[str, Any], source: str) -> VideoMAEC
     )
 
 
+def huggingface_config(config: VideoMAEConfig) -> dict[str, Any]:
+    """The inverse of `config_from_huggingface`."""
+    return {
+        "model_type": "videomae",
+        "image_size": list(config.image_size),
+        "patch_size": config.patch_size,
+        "tubelet_size": config.tubelet,
+        "num_channels": 3,
+        "num_frames": config.frames,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "qkv_bias": config.bias,
+        "use_mean_pooling": not config.final_norm,
+    }
+
+
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, list | tuple):
         return int(value[0]), int(value[1])
@@ -210,11 +230,12 @@ def load_videomae(
     if ignored:
         _log.info("%s: heads left out: %s", files.id, shortened(ignored))
     old, new = (f"{c.steps}x{c.grid[0]}x{c.grid[1]}" for c in (source, target))
-    preprocessor = files.read_json("preprocessor_config.json") or {}
+    # An encoder that msq trained has them in its config.json.
+    said = {**(files.read_json("preprocessor_config.json") or {}), **values}
     return LoadedVideoMAE(
         model=model.eval(),
-        mean=tuple(preprocessor.get("image_mean", DEFAULT_MEAN)),
-        std=tuple(preprocessor.get("image_std", DEFAULT_STD)),
+        mean=tuple(said.get("image_mean", DEFAULT_MEAN)),
+        std=tuple(said.get("image_std", DEFAULT_STD)),
         resized="" if old == new else f"positions {old}->{new} computed",
         ignored=tuple(ignored),
     )

@@ -40,12 +40,14 @@ class WeightFiles:
         folder: the folder with the configuration files beside it.
         id: readable name without any path of this machine.
         name: last part of the id, without suffix; slugs are made of it.
+        sha256: of `file`, where a file beside it states it; else empty.
     """
 
     file: Path
     folder: Path
     id: str
     name: str
+    sha256: str = ""
 
     def read_json(self, filename: str) -> dict[str, Any] | None:
         """The JSON object in a file of the folder, or None if there is no such file.
