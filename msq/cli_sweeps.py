@@ -119,7 +119,7 @@ def zero_shot(
     )
     out = out or Path("runs") / f"{store.stem}-zero-shot"
     if dry_run:
-        sweep_dry_run.show(planned, out, count, places[0], json=json)
+        sweep_dry_run.show(planned, out, count, places[0], retry_failed=retry_failed, json=json)
         return
     engine = functools.partial(choose_engine, heads=stack, device=places[0])
     planned = prepare(out, planned, retry_failed=retry_failed, engine=engine)
@@ -172,7 +172,7 @@ def grid(
     planned = plan_grid(asked, stores, sweeps.thread_count(count, threads))
     out = out or Path("runs") / asked.name
     if dry_run:
-        sweep_dry_run.show(planned, out, count, places[0], json=json)
+        sweep_dry_run.show(planned, out, count, places[0], retry_failed=retry_failed, json=json)
         return
     found = grids.run(
         planned, out, retry_failed=retry_failed, quiet=quiet,

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+# As `msq` itself does: pools of spinning threads crawl on a machine that has other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("msq", deadline=None)  # a loaded machine is no failure
 settings.load_profile("msq")
 

@@ -2,13 +2,14 @@
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=… python tests/ranks_worker.py FOLDER PORT
 
-FOLDER has `world.pickle`, the clips and their features; what is found goes there as well. Every
-scenario meets at a port of its own, from PORT on, so that the processes can meet again after one
-that ends in an error. Load it by its path, as `fakes.py`, for the settings and for one process.
+FOLDER has `world.pickle`, the clips and their features, and `broken.pickle`, the same with a clip
+that cannot be decoded any more; what is found goes there as well. Scenarios meet at ports of their
+own, from PORT on. Load it by its path, as `fakes.py`, for a run of one process.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import runpy
@@ -48,14 +49,6 @@ class Short(Batches):
         return super().of(step)[: (4, 3, 1, 2)[step % 4]]
 
 
-class Shortened(EndToEndTraining):
-    """Takes them."""
-
-    def _feed_and_step(self) -> Any:
-        self.batches = Short(self.train_rows, 4, 0, 0)
-        return super()._feed_and_step()
-
-
 class Doubled(EndToEndTraining):
     """Head and encoder in float64."""
 
@@ -70,18 +63,24 @@ class Doubled(EndToEndTraining):
             return logits(tokens, None if image is None else image.double())
 
         step.logits = wide  # type: ignore[method-assign]
+        step.loss, step.loss_sum = step.loss.double(), step.loss_sum.double()
         return feed, step
 
 
-def stepped(
-    folder: Path, ranks: Ranks, kind: type[EndToEndTraining], *assignments: str
-) -> dict[str, Any]:
-    """All steps of a run, one after the other: their losses, and all weights after the last."""
+class Shortened(Doubled):
+    """Takes batches that are cut short."""
+
+    def _feed_and_step(self) -> Any:
+        self.batches = Short(self.train_rows, 4, 0, 0)
+        return super()._feed_and_step()
+
+
+def stepped(folder: Path, ranks: Ranks, kind: type[Doubled], *assignments: str) -> dict[str, Any]:
+    """All steps of a run in float64: their losses, and all weights after the last."""
     data, features = pickle.loads((folder / "world.pickle").read_bytes())
     config = settings(*assignments)
     given = material(data, features, encoder())
-    if kind is Doubled:
-        given.video.model.double()
+    given.video.model.double()
     clips = RunClips(given, config, 0, ranks=ranks)
     run = kind(given, config, choose_step(config.run.train, CPU), clips, ranks=ranks)
     losses, norms = [], []
@@ -95,8 +94,8 @@ def stepped(
 
 
 def trained(folder: Path, ranks: Ranks, name: str, *assignments: str, **options: Any) -> Any:
-    """A whole run with files."""
-    data, features = pickle.loads((folder / "world.pickle").read_bytes())
+    """A whole run with files; one of its clips cannot be decoded."""
+    data, features = pickle.loads((folder / "broken.pickle").read_bytes())
     given = material(data, features, encoder())
     config = settings(*assignments)
     return train_end_to_end(given, config, folder / name, workers=0, ranks=ranks, **options).result
@@ -144,6 +143,8 @@ def peers(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 def main(folder: Path, port: int) -> None:
     """All scenarios, each in a process of its own, which is a copy of this one."""
+    for name in ("torch._dynamo", "torch.distributed.fsdp", "msq.extract.clip_feed"):
+        importlib.import_module(name)  # once for all of them
     for number, how in enumerate(("peers", "error", "nan", "interrupt", "kill")):
         child = os.fork()
         if child:

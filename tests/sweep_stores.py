@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +31,15 @@ def make_store(path: Path, **changes: Any) -> Path:
     return Path(views.make_store(path, [CLEAN], **{"clips": 120, "classes": 8, **changes}))
 
 
-def add_prompt(path: Path, name: str, template: str) -> None:
-    """Other class texts, of the same encoder, beside those that the store has."""
+def add_text_encoder(path: Path) -> str:
+    """Another text encoder beside the one that the store has; its name."""
+    other = replace(views.TEXT, slug="another-text", sha256="c" * 64)
+    add_prompt(path, "plain", "{}", other)
+    return str(other.slug)
+
+
+def add_prompt(path: Path, name: str, template: str, encoder: Any = views.TEXT) -> None:
+    """Other class texts, of the same encoder or another, beside those that the store has."""
     opened = open_store(path)
     rows = tuple(
         Clip(clip, Path("x"), None, None, tuple(labels.nonzero().flatten().tolist()), split)
@@ -40,7 +48,7 @@ def add_prompt(path: Path, name: str, template: str) -> None:
     data = Dataset("toy", tuple(opened.classes), opened.task, rows, "map")
     values = np.random.default_rng(11).normal(size=(len(opened.classes), views.WIDTH))
     writer = StoreWriter(path, data, shard=64)
-    writer.add_text(views.TEXT, name, template, {}, values.astype(np.float32))
+    writer.add_text(encoder, name, template, {}, values.astype(np.float32))
 
 
 def msq(*arguments: object) -> int:

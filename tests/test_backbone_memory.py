@@ -104,7 +104,7 @@ def ratio(step: EndToEndStep, shape: EndToEndShape, parts: list[Part], file: Pat
         parameter.grad = None
     found = errors.peak_bytes(lambda: step.run(parts), file)
     need = step_memory(shape)
-    return (need.encoder + need.moment + need.gradients) / found
+    return float((need.encoder + need.moment + need.gradients) / found)
 
 
 # Architecture, what learns, checkpointing, precision, parts, pooling.

@@ -20,6 +20,8 @@ from msq.bench.cases import KINDS, Case, Gate, Prepared, Settings, Side, registr
 from msq.bench.clean_decoder import CleanDecoder
 from msq.bench.flops import step_flops
 from msq.bench.gpu_end_to_end import SIDES
+from msq.bench.gpu_parts import run_part
+from msq.bench.gpu_timing import Session
 from msq.bench.head_problem import Problem, Shape, agreement
 from msq.bench.kernel_cases import covered_ops, known_ops
 from msq.bench.runner import exit_code, interleaved, quartiles, run_cases
@@ -257,6 +259,20 @@ def test_bench_store_and_decode_end_to_end(kind: str, capsys: pytest.CaptureFixt
         assert len(one["sides"]) >= 2
 
 
+def test_heads_at_once_are_timed_against_one_after_another_and_shared_clips_against_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out = run(["bench", "stack", "--quick", "--rounds", "1", "--json", "-q"], capsys)
+    assert code == 0
+    *stacks, same = json.loads(out)["cases"]
+    for one in stacks:
+        assert one["sides"].keys() == {"stacked", "sequential"}
+    assert same["sides"].keys() == {"gathered once", "gathered for each"}
+    for one in (*stacks, same):
+        assert one["gate"]["ok"]
+        assert {name.rpartition(", ")[2] for name in one["figures"]} == one["sides"].keys()
+
+
 def test_wrong_frames_are_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,7 +327,10 @@ def test_goals_say_what_was_reached_and_what_was_not_measured() -> None:
         "ceilings": {"bf16_flops": 790e12, "copy_bytes": 4.3e12},
         "loss curve": {"different": 1},
     }
+    found["heads at once"] = {"sides": {"stacked": {"median": 2.0}, "sequential": {"median": 5.0}}}
     rows = {row[0]: row[1:] for row in gpu_goals.table(found)}
+    (at_once,) = (row for name, row in rows.items() if "at once" in name)
+    assert at_once == (">= 1.8", "2.50", "yes")
     assert rows["step p=0.1, times faster than B2"] == (">= 1.2", "1.50", "yes")
     assert rows["step p=0.1, times faster than B1"] == (">= 1.4", "1.30", "no")
     assert rows["share of the measured ceiling (MFU)"] == (">= 0.5", "0.72", "yes")  # 5.65 / 7.9
@@ -349,7 +368,7 @@ def gpu_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
-    parts = [word for number in "123456" for word in ("--part", number)]
+    parts = [word for number in "1234" for word in ("--part", number)]
     done = gpu_script("--dry-run", "--smoke", "--seconds", "1000", *parts, "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "all green" in done.stdout
@@ -364,15 +383,36 @@ def test_the_gpu_script_runs_every_path_on_a_cpu(tmp_path: Path) -> None:
     names = {one["name"] for one in results}
     assert {"machine", "ceilings", "matrix products", "triton product", "ffn product", "mask bits",
             "cross-attention", "loss curve", "inference B=1", "inference B=256",
-            "kernel self_attention", "kernel drop_add_norm",
-            "encoder TimeSformer-B", "encoder ViT-B/16", "end to end", "encoders agree T=8",
-            "encoders agree T=16"} <= names  # fmt: skip
-    trained = [one for one in results if one["name"].startswith("train TimeSformer-B")]
-    assert len(trained) == 2
-    for one in trained:
-        assert set(SIDES) == {name for name, side in one["sides"].items() if "median" in side}
-        assert one["gate"]["ok"]
+            "kernel self_attention", "kernel drop_add_norm", "heads at once",
+            "encoder TimeSformer-B", "encoder ViT-B/16", "end to end"} <= names  # fmt: skip
     assert "| goal | target | reached | met |" in done.stdout
+
+
+def test_the_end_to_end_part_runs_every_side_on_a_cpu() -> None:
+    results: list[dict[str, Any]] = []
+    run_part(5, Session("cpu", True, 60.0, results.append))  # 6 is alike, with more frames
+    found = {one["name"]: one for one in results}
+    assert not [one for one in results if "error" in one or "left_out" in one]
+    assert all(found[name]["gate"]["ok"] for name in found if name != "ceilings")
+    trained = found["train TimeSformer-B T=8"]
+    assert trained["sides"].keys() == set(SIDES)
+    assert all("median" in side for side in trained["sides"].values())
+    reached = {row[0]: row[2:] for row in gpu_goals.table(found)}
+    assert reached["end-to-end step T=8, share of the ceiling (MFU)"][1] in ("yes", "no")
+    assert reached["end-to-end step T=16, share of the ceiling (MFU)"][1] == "not measured"
+
+
+def test_the_goals_of_the_end_to_end_step_are_counted_from_medians_and_peaks() -> None:
+    sides = {"msq": {"median": 100.0, "peak_mb": 90.0}, "msq compiled": {"median": 80.0},
+             "HF": {"median": 150.0}, "HF SDPA": {"median": 120.0, "peak_mb": 100.0}}  # fmt: skip
+    found = {"ceilings": {"bf16_flops": 800e12},
+             "train TimeSformer-B T=16": {"flops": 32e12, "sides": sides}}  # fmt: skip
+    rows = {row[0]: row[1:] for row in gpu_goals.table(found)}
+    start = "end-to-end step T=16, "
+    assert rows[f"{start}share of the ceiling (MFU)"] == (">= 0.45", "0.50", "yes")  # 32 / 0.08
+    assert rows[f"{start}times faster than HF, eager"][1] == "1.50"
+    assert rows[f"{start}times faster than HF's best"][1] == "1.50"  # 120 / 80
+    assert rows[f"{start}peak memory over HF SDPA"] == ("<= 1", "0.90", "yes")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -370,22 +370,27 @@ def test_what_is_decoded_ahead_is_bounded(clips: Any, monkeypatch: pytest.Monkey
     assert sizes == [2 * 6 * BYTES + 3 * BYTES]
 
 
-def test_a_whole_cache_is_not_planned_ahead_without_end(clips: Any) -> None:
+def test_cached_clips_are_not_planned_ahead_without_end(clips: Any) -> None:
     cache = FrameCache(PICTURES, 6, "memory", memory=10**9)
-    parts(feed(clips, cache=cache), [(0, range(6))])
+    parts(feed(clips, cache=cache), [(0, range(5))])
     taken: list[int] = []
 
-    def order() -> Iterator[tuple[int, list[int]]]:
+    def order(first: list[int]) -> Iterator[tuple[int, list[int]]]:
         for number in itertools.count():
             taken.append(number)
-            yield number, [0, 1] if number != 300 else [0, 2]
+            yield number, [0, 1] if number else first
 
     source = feed(clips, cache=cache, workers=2)
-    stream = source.parts(order())
-    assert [next(stream).rows for _ in range(301)][-1] == [0, 2]
-    assert source._stream is None  # no worker process was needed
-    assert len(taken) <= 301 + 128 // 2
-    assert source.summary()["decoded"] == 0
+    stream = source.parts(order([0, 5]))
+    assert next(stream).rows == [0, 5]
+    assert 30 < len(taken) <= 1 + 128 // 2
+    assert [next(stream).rows for _ in range(300)] == [[0, 1]] * 300
+    assert source.summary()["decoded"] == 1
+    taken.clear()
+    stream = source.parts(order([2, 5]))  # 5 is there by now
+    assert next(stream).rows == [2, 5]
+    assert (taken, source._stream) == ([0], None)  # no worker process is needed
+    source.close()
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])

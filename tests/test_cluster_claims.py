@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from msq.errors import StoreError
 from msq.extract import claim_files
 from msq.extract.atomic import write_file
 from msq.extract.claims import Holder, claim_store
-from msq.extract.shard_claims import join_store
+from msq.extract.shard_claims import Member, join_store
 
 REPOSITORY = Path(__file__).parents[1]
 HOLD = """
@@ -192,6 +193,23 @@ def test_a_deleted_folder_of_claims_is_an_error_that_says_so(tmp_path: Path) -> 
         holder._own.path.unlink()
         with pytest.raises(StoreError, match="deleted while the process was at work"):
             holder.claim("shard-1")
+
+
+def test_a_full_disk_is_reported_with_the_file_of_claims(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Holder(tmp_path / "claims", "join") as holder:
+        member = Member(tmp_path / "a.zarr", holder, {}, alone=False)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as share:
+                member.share({"clips": 1})
+            with pytest.raises(OSError, match="File too large") as process:
+                Holder(tmp_path / "others", "join")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "claims/share-" in str(share.value.filename)
+    assert "others/process-" in str(process.value.filename)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_writers_of_one_file_leave_one_whole_content(tmp_path: Path) -> None:

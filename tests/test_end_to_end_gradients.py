@@ -80,7 +80,7 @@ def head(protocol: str) -> MSQNet:
     ).double()
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).double()
+            parameter.add_(torch.randn(parameter.shape, generator=generator).double(), alpha=0.1)
     return made
 
 
@@ -276,7 +276,7 @@ class Outcome:
         else:
             at = known.bool()
             value = F.binary_cross_entropy_with_logits(logits[at], labels[at])
-        value.backward()
+        torch.autograd.backward(value)
         found = {n: p.grad for n, p in self.theirs.named_parameters()}
         return value.detach(), logits.detach(), found
 

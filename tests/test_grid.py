@@ -17,7 +17,7 @@ from msq.extract.request import ExtractRequest
 from msq.head.grid import plan_grid, run_grid
 from msq.head.grid_file import parse_grid, preset_names, preset_text, read_grid
 from msq.head.grid_stores import build_request, extraction_source, text_names
-from msq.head.sweep import outcomes_of
+from msq.head.sweep import outcomes_of, summary
 from msq.head.sweep_plan import read_plan
 from msq.head.sweep_results import baselines, lines
 
@@ -101,6 +101,13 @@ def test_an_override_takes_the_place_of_an_axis(store: Path) -> None:
         ('[zip]\n"head.layers" = [1]\n"head.ffn" = [1, 2]', "of one length, found head"),
         ('[product]\n"head.ffn" = [1]\n[repeat]\n"head.ffn" = [2]', "ffn stands on two axes"),
         ("seeds = []", "empty axis"),
+        ("seeds = 1.5", r"seeds: expected a number or a list, found 1\.5"),
+        ("name = 5", "name: expected a text, found 5"),
+        ('metrics = "map"', "metrics: expected a list of names, found 'map'"),
+        ('list = ["a"]', "expected tables"),
+        ('[zero_shot]\nseen = ["a"]', "expected shares in percent, found 'a'"),
+        ('[zero_shot]\nsplits = "x"', "zero_shot.splits: expected a number, found 'x'"),
+        ("[paper]\nrows = [{seen = 50}]", "paper.rows: expected tables with a value"),
         ('[product]\n"extract.frames" = [8]', r"expected a store, or an extraction"),
         ("nonsense", "expected TOML"),
     ],
@@ -248,6 +255,31 @@ def test_each_making_is_extracted_once_and_one_that_fails_hides_no_other(
     assert len(extraction.asked) == count  # what failed is tried again on request only
     run_grid(read_plan(tmp_path / "out"), tmp_path / "out", retry_failed=True)
     assert len(extraction.asked) == count + 2
+
+
+def test_on_a_gpu_stores_are_made_before_the_engine_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extraction = Extraction()
+    monkeypatch.setattr(ExtractRequest, "run", lambda self, progress: extraction.run(self))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,labels,split\na.mp4,x,train\n")
+    text = STAGE_ONE.replace("MANIFEST", str(manifest)).replace("FRAMES", "[4, 99]")
+    there: list[set[bool]] = []
+
+    def engine(plan: Any) -> Any:
+        there.append({Path(one.store).exists() for one in plan.sources.values()})
+        return plan
+
+    monkeypatch.setattr("msq.head.grid.run_sweep", lambda out, plan, **how: summary(out, plan))
+    for devices, expected in ((("cuda:0",), {True, False}), (("cpu",), {False})):
+        plan = plan_grid(tiny(text), tmp_path / devices[0] / "stores")
+        out = tmp_path / devices[0] / "out"
+        extraction.asked.clear()
+        _, found = run_grid(plan, out, engine=engine, devices=devices)
+        assert there.pop() == expected
+        assert found["failed"] == 2  # of the store that cannot be made, tried once for each
+        assert len(extraction.asked) == 4
 
 
 def test_a_grid_from_the_command_line_with_a_dry_run_first(

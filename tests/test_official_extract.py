@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,3 +262,39 @@ def test_prediction_shows_videos_as_the_store_did(made: SimpleNamespace) -> None
     meta["encoders"] = {**specs, "video": without}
     plain = Head(cast(Any, None), meta, "run", torch.device("cpu"), weights)
     assert not torch.allclose(plain._encode_one(path, ["video"], {})[0], tokens, atol=1e-3)
+
+
+def test_one_command_trains_encoder_and_head_as_the_authors_code_does(
+    made: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = made.folder / "run"
+    arguments = (
+        "train", "charades", "--root", made.root, "--protocol", "official", "--frames", 4,
+        "--video-encoder", f"local-dir:{made.video}", "--image-encoder", f"local-dir:{made.clip}",
+        "--epochs", 1, "train.epoch_clips=3", "train.batch=2", "--out", out, "--device", "cpu",
+        "--workers", 0, "-q", "--json",
+    )  # fmt: skip
+    assert run(*arguments) in (0, 3)  # clips without a label are left out
+    result = json.loads(capsys.readouterr().out)
+    assert result["protocol"] == "official"
+    assert result["unfrozen"] == "all"
+    changes = " ".join(result["protocol_changes"])
+    assert "train.epochs: official 100, here 1" in changes
+    assert "train.epoch_clips: official 2500, here 3" in changes
+    recorded = tomllib.loads((out / "config.toml").read_text())
+    assert recorded["clips"] == {
+        "augment": "official", "image": "shown", "cache": "auto", "prefetch_mb": 256
+    }  # fmt: skip
+    assert recorded["backbone"]["lr"] == recorded["optim"]["lr"] == 1e-5
+    trained = load_video_encoder("auto", str(out), frames=4, pooling="band")
+    before, _ = encoders(made)
+    moved = [
+        name
+        for (name, a), b in zip(
+            before.model.state_dict().items(), trained.model.state_dict().values(), strict=True
+        )
+        if not torch.equal(a, b)
+    ]
+    assert "blocks.0.mlp.up.weight" in moved
+    assert run(*arguments[:4], "--protocol", "official", "clips.augment=consistent") == 2
+    assert "clips.augment = official (found consistent)" in capsys.readouterr().err

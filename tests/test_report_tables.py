@@ -115,6 +115,44 @@ def test_rows_over_different_class_splits_are_warned_of() -> None:
     assert "different class splits" in table.warnings()[0]
 
 
+def test_class_splits_that_leak_are_warned_of_in_every_format() -> None:
+    leak = {"seen": "Diving", "unseen": "CliffDiving", "share": 1.0, "clips": 20}
+
+    def detail(name: str, *leaks: Any) -> dict[str, Any]:
+        return {"detail": {"split_hash": name * 64, "leaks": list(leaks)}}
+
+    plan, outcomes = made(TWO)
+    for trial in plan.trials:
+        name, leaks = ("a", [leak]) if trial.repeat["seed"] else ("b", [])
+        outcomes[trial.id] |= detail(name, *leaks)
+    table = sweep_table(plan, outcomes)
+    (warning,) = table.warnings()
+    assert warning.startswith("1 of 2 class splits part classes that have the same clips (Cliff")
+    for text in (markdown(table), latex(table), csv_text(table)):
+        assert "CliffDiving and Diving" in text
+    assert joined([table, table]).warnings()[0].startswith("toy_grid: 1 of 2 class splits")
+
+
+def test_what_validation_decided_is_said_beside_the_table() -> None:
+    plan, outcomes = made(TWO)
+    stopping = [
+        Trial(source=t.source, repeat=t.repeat, row={**t.row, "patience": 3}, choice={"x": 1},
+              config=configuration.override(t.config, ["train.patience=3"]))
+        for t in plan.trials
+    ]  # fmt: skip
+    training = {"epochs": 3, "planned_epochs": 10, "seconds_per_epoch": 1.0, "best_val_score": 0.5}
+    for trial, full in zip(stopping[1:], plan.trials[1:], strict=True):
+        outcomes[trial.id] = {**outcomes[full.id], "training": training}
+        outcomes[trial.id]["metrics"] = {"map": outcomes[full.id]["metrics"]["map"] - 0.01}
+    both = Plan("both", [*plan.trials, *stopping], {}, table={"metrics": ["map"]})
+    choice, stopped = sweep_table(both, outcomes).notes
+    assert choice.endswith("in each repeat among those done; 1 of 4 trials are missing")
+    assert stopped == (
+        "early stopping: 3 of 3 trials stopped, 70.00 % of their epochs saved; full length minus "
+        "stopped, 3 pairs: map 1.00 ± 0.00 points"
+    )
+
+
 def test_what_is_not_done_yet_is_said() -> None:
     plan, outcomes = made(TWO)
     del outcomes[plan.trials[0].id]
@@ -144,6 +182,14 @@ def test_sweeps_and_runs_stand_in_one_table_with_their_names(tmp_path: Path) -> 
     assert [row.labels["of"] for row in both.rows] == ["toy_grid"] * 4
     assert both.axes == ["of", "queries"]
     assert both.warnings() == []
+
+
+def test_each_of_several_tables_says_where_its_own_numbers_of_the_paper_are_from() -> None:
+    other = {**PAPER, "source": "another paper", "metric": "map"}
+    shown = markdown(joined([sweep_table(*made(TWO, PAPER)), sweep_table(*made(TWO, other))]))
+    assert "paper: a paper, Table 9; end to end; to be read beside official micro AP" in shown
+    assert "paper: another paper; end to end; to be read beside mAP" in shown
+    assert markdown(joined([sweep_table(*made(TWO, PAPER))] * 2)).count("a paper, Table 9") == 1
 
 
 def test_latex_keeps_what_people_write_in_names() -> None:

@@ -17,13 +17,19 @@ from msq import config as configuration
 from msq.config import HeadConfig, RunConfig
 from msq.errors import UsageError
 from msq.head import stack_plan
+from msq.head.batches import Batches
+from msq.head.class_splits import ClassSplit
 from msq.head.features import Features
 from msq.head.feeding import Feed
+from msq.head.graph import StepGraph
+from msq.head.kernel_choice import HeadShape
 from msq.head.loss import head_loss
 from msq.head.masks import Masks
 from msq.head.model import MSQNet
 from msq.head.packed import PackedHead
+from msq.head.packed_choice import choose_step
 from msq.head.run import RunResult
+from msq.head.stack_engine import ROOM, _begin, stacked_choice
 from msq.head.stack_model import StackedHead, StackedMasks
 from msq.head.stack_parameters import StackedParameters
 from msq.head.stack_step import stacked_loss
@@ -307,6 +313,41 @@ def test_a_sweep_is_planned_in_groups_and_keeps_its_plan(tmp_path: Path) -> None
     assert stores.numbers(out) == found
 
 
+def test_heads_are_grouped_by_bucket_of_their_classes() -> None:
+    names = [f"class {k}" for k in range(157)]
+    counts = (12, 16, 17, 32, 33, 51, 64, 65, 156)
+    trials = [
+        Trial(source="x", config=config({}), split=ClassSplit(tuple(names[:k]), tuple(names[k:])))
+        for k in counts
+    ]
+    found = stack_plan.groups(Plan("p", trials, {}), 8)
+    sizes = {trial.id: k for trial, k in zip(trials, counts, strict=True)}
+    assert [tuple(sizes[one] for one in group) for group in found] == [
+        (12, 16), (17, 32), (33, 51, 64), (65, 156)
+    ]  # fmt: skip
+    found = stack_plan.groups(Plan("p", trials, {}), 2)
+    assert [len(group) for group in found] == [2, 2, 2, 1, 2]
+
+
+def test_heads_that_do_not_fit_together_are_stacked_in_parts(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    f = world()
+    jobs = [(f, config({"layers": 1}, seed=n, epochs=2)) for n in range(3)]
+    together: list[int] = []
+
+    class Noting(StackedTraining):
+        def __init__(self, trainings: Any) -> None:
+            together.append(len(trainings))
+            super().__init__(trainings)
+
+    monkeypatch.setattr("msq.head.stack_engine.StackedTraining", Noting)
+    (own,) = (begun.bytes for begun in [_begin(0, Job(*jobs[0], None), "cpu")])
+    monkeypatch.setattr("msq.head.stack_engine.available_bytes", lambda device: 2.5 * own / ROOM)
+    assert all(isinstance(one, RunResult) for one in run(jobs, tmp_path))
+    assert together == [2, 1]
+
+
 def test_the_planner_measures_both_ways(monkeypatch: Any) -> None:
     f = world()
     made = [Trial(source="x", config=config({"layers": 1}, seed=n)) for n in range(4)]
@@ -327,4 +368,48 @@ def test_the_planner_measures_both_ways(monkeypatch: Any) -> None:
         assert chosen.engine["name"] == name
         assert {len(group) for group in chosen.groups} == {size}
         assert "1: " in chosen.engine["why"]
-    assert stack_plan.choose_engine(plan, None, "cpu") is plan
+    on_cpu = stack_plan.choose_engine(plan, None, "cpu")
+    assert (on_cpu.engine["name"], on_cpu.groups) == ("sequential", plan.groups)
+
+
+def test_the_planner_times_a_head_alone_as_it_would_be_trained(monkeypatch: Any) -> None:
+    """Absorbed cross-attention, kernels: what a stack cannot have is not taken from its rival."""
+    choices: list[Any] = []
+
+    class Noting(Training):
+        def __init__(self, features: Features, made: RunConfig, choice: Any) -> None:
+            choices.append(choice)
+            super().__init__(features, made, choice)
+
+    monkeypatch.setattr(stack_plan, "Training", Noting)
+    f, made = world(), config({"layers": 1})
+    trials = [Trial(source="x", config=config({"layers": 1}, seed=n)) for n in range(2)]
+    stack_plan.head_seconds(trials, f, "cpu")
+    alone, *together = choices
+    assert alone == choose_step(made.train, "cpu", HeadShape.of(f, made.head), made.head.dropout)
+    assert together == [stacked_choice(made, "cpu")] * 2
+    assert alone != together[0]
+
+
+def test_a_short_last_batch_is_no_replay_of_a_whole_one() -> None:
+    """Epochs counted in clips end in a batch of fewer clips, for every head."""
+    together, alone = (trainings(three({}), torch.float32) for _ in range(2))
+    for t in (*together, *alone):  # as protocol official has it
+        t.batches = Batches(t.train_rows, 8, 20, t.config.train.seed)
+        t.feed = Feed(t.features, t.batches, t.config.train.seed)
+    stack = StackedTraining(together)
+    recorded: list[int] = []
+
+    def record(call: Any) -> Any:
+        recorded.append(stack.step)
+        return call
+
+    size = together[0].batch
+    stack.graph = StepGraph(stack.taking.run, size, record, lambda call: call())
+    for _ in range(9):  # of 8, 8 and 4 clips
+        stack.take_step()
+        for training in alone:
+            training._step()
+    assert recorded == [4]
+    assert stack.graph.refused == ""
+    assert furthest(together, alone, ".k.bias") < 1e-4

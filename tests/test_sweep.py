@@ -24,7 +24,14 @@ from msq.head.class_splits import ClassSplit, class_split
 from msq.head.features import Features, load_features
 from msq.head.sweep import Loaded, do_group, prepare, summary, work
 from msq.head.sweep_claims import at_work, claim
-from msq.head.sweep_plan import Plan, Source, outcome_path, read_outcome, read_plan
+from msq.head.sweep_plan import (
+    Plan,
+    Source,
+    outcome_path,
+    read_outcome,
+    read_plan,
+    write_outcome,
+)
 from msq.head.sweep_results import chosen, early_stopping, lines, spread
 from msq.head.sweep_workers import run_sweep, run_workers
 from msq.head.trials import Trial
@@ -151,8 +158,9 @@ def test_done_trials_are_skipped_and_a_plan_can_grow(features: Features, tmp_pat
 
 
 def test_a_failure_is_recorded_hides_nothing_and_is_retried_on_request(
-    features: Features, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     real = trials.train_head
 
     def failing(given: Features, made: RunConfig, *more: Any, **how: Any) -> Any:
@@ -169,6 +177,12 @@ def test_a_failure_is_recorded_hides_nothing_and_is_retried_on_request(
     assert found["failures"][0]["error"] == "the loss is not finite"
     monkeypatch.undo()
     assert stores.msq(*arguments) == 3  # not tried again by itself
+    capsys.readouterr()
+    for more, states in (((), ["done", "failed"]), (("--retry-failed",), ["done", "to do"])):
+        assert stores.msq(*arguments, "--dry-run", "--json", *more) == 0
+        dry = json.loads(capsys.readouterr().out)
+        assert sorted({one["state"] for one in dry["trials"]}) == states
+        assert dry["to_do"] == len(more)
     assert stores.msq(*arguments, "--retry-failed") == 0
     assert json.loads((out / "results.json").read_text())["done"] == 3
 
@@ -200,6 +214,26 @@ def test_a_claimed_trial_is_left_to_its_owner(features: Features, tmp_path: Path
     assert outcome_path(tmp_path / "s", first[0]).exists()
 
 
+def test_while_others_are_at_all_that_is_left_no_worker_is_started(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    plan = prepare(folder, planned(features))
+    looked, started = [], []
+
+    def other_command(seconds: float) -> None:
+        """Its second look finds one trial done, the third both."""
+        looked.append(len(started))
+        for trial in plan.trials[: len(looked) - 1]:
+            write_outcome(folder, trials.failure(trial.id, MsqError("of the other command")))
+
+    monkeypatch.setattr("msq.head.sweep_workers.time.sleep", other_command)
+    monkeypatch.setattr("msq.head.sweep_workers.run_workers", lambda *given: started.append(given))
+    with claim(folder, plan.groups[0][0]), claim(folder, plan.groups[1][0]):
+        found = run_sweep(folder, plan, workers=2)
+    assert (found["failed"], looked, started) == (2, [0, 0, 0], [])
+
+
 def test_another_store_under_the_same_path_is_refused(store: Path, tmp_path: Path) -> None:
     features = load_features(open_store(store))
     other = stores.make_store(tmp_path / "other.zarr", clips=90)
@@ -209,39 +243,67 @@ def test_another_store_under_the_same_path_is_refused(store: Path, tmp_path: Pat
     assert "clip_hash, clips differ" in found["failures"][0]["error"]
 
 
-def test_a_worker_that_dies_is_the_failure_of_its_trial_and_another_goes_on(
-    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def mortal(folder: Path, plan: Plan, features: Features, deaths: int, at: str | None) -> Any:
+    """A context of processes: the first `deaths` claim a trial (None: nothing) and die of it."""
+    started: list[str] = []
+
+    class Process:
+        pid = os.getpid()
+
+        def __init__(self, target: Any, args: tuple[str, str], daemon: bool) -> None:
+            self.exitcode: int | None = None
+            started.append(args[1])
+
+        def start(self) -> None:
+            if len(started) > deaths:
+                work(folder, plan, lambda trial, source: features)
+                self.exitcode = 0
+                return
+            if at is not None:
+                with claim(folder, at):
+                    pass
+            self.exitcode = -9
+
+    return SimpleNamespace(Process=Process, started=started)
+
+
+@pytest.mark.parametrize(("deaths", "failed"), [(1, 0), (2, 0), (3, 1)])
+def test_the_trial_of_a_worker_that_dies_is_taken_up_again_twice(
+    deaths: int, failed: int, features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "s"
     plan = prepare(folder, planned(features, queries=("vanilla", "text")))
-    started = []
-
-    class Process:
-        """The first one claims a trial and dies of it; the next does the rest."""
-
-        pid = os.getpid()
-
-        def __init__(self, **given: Any) -> None:
-            self.exitcode: int | None = None
-
-        def start(self) -> None:
-            started.append(self)
-            if len(started) == 1:
-                with claim(folder, plan.groups[1][0]):
-                    self.exitcode = -9
-            else:
-                work(folder, plan, lambda trial, source: features)
-                self.exitcode = 0
-
-    context = SimpleNamespace(Process=Process)
+    context = mortal(folder, plan, features, deaths, plan.groups[1][0])
     monkeypatch.setattr("multiprocessing.get_context", lambda kind: context)
     told: list[str] = []
     run_workers(folder, plan, 1, progress=lambda event: told.append(event["id"]))
     found = summary(folder, plan)
-    assert (found["done"], found["failed"], len(started)) == (3, 1, 2)
-    assert found["failures"][0]["id"] == plan.groups[1][0]
-    assert "the process died (exit code -9)" in found["failures"][0]["error"]
+    assert (found["done"], found["failed"]) == (4 - failed, failed)
+    assert len(context.started) == deaths + 1
+    for one in found["failures"]:
+        assert one["id"] == plan.groups[1][0]
+        assert "3 processes died at it, the last with exit code -9" in one["error"]
     assert set(told) == {trial.id for trial in plan.trials}
+
+
+def test_workers_that_die_before_they_have_a_trial_end_the_sweep(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = prepare(tmp_path / "s", planned(features))
+    context = mortal(tmp_path / "s", plan, features, 3, None)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: context)
+    with pytest.raises(MsqError, match="3 worker processes ended before they had a trial"):
+        run_workers(tmp_path / "s", plan, 1)
+
+
+def test_workers_take_the_devices_in_turn(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = prepare(tmp_path / "s", planned(features))
+    context = mortal(tmp_path / "s", plan, features, 0, None)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: context)
+    run_workers(tmp_path / "s", plan, 3, ("cuda:0", "cuda:1"))
+    assert context.started == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def outcome(score: float | None, test: float, **training: Any) -> dict[str, Any]:
@@ -317,6 +379,18 @@ def test_prompts_cross_with_queries_and_each_reads_its_own_texts(tmp_path: Path)
     first, second = (r["runs"][0]["unseen"] for r in results if r["queries"] == "text")
     assert first != second
     assert stores.msq("zero-shot", path, "--out", out, *small, "--prompts", "plane") == 2
+
+
+def test_text_encoders_are_an_axis(tmp_path: Path) -> None:
+    path = stores.make_store(tmp_path / "two.zarr")
+    names = [stores.views.TEXT.slug, stores.add_text_encoder(path)]
+    small = ("--out", tmp_path / "s", *SMALL, "--splits", "1", "--epochs", "1", "--queries", "text")
+    assert stores.msq("zero-shot", path, *small, "--text-encoders", "all") == 0
+    results = json.loads((tmp_path / "s" / "results.json").read_text())["results"]
+    assert sorted(r["text"] for r in results) == sorted(names)
+    first, second = (r["runs"][0] for r in results)
+    assert first["hash"] == second["hash"]
+    assert first["unseen"] != second["unseen"]
 
 
 def test_clip_similarity_stands_beside_every_share(store: Path, tmp_path: Path) -> None:

@@ -134,6 +134,10 @@ def test_a_list_that_leaves_nothing_unseen_is_refused(
     file.write_text("\n".join(features.classes) + "\n")
     assert stores.msq("zero-shot", store, "--seen-classes", file, "--out", tmp_path / "o") == 2
     assert "found all 8 classes of the store in it" in capsys.readouterr().err
+    for words, message in ((("--device", ","), "--device: expected auto, cpu, cuda"),
+                           (("--seen", "nan"), "expected percentages such as 50,75")):  # fmt: skip
+        assert stores.msq("zero-shot", store, *words, "--out", tmp_path / "o") == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

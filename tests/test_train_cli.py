@@ -132,6 +132,7 @@ def test_the_command_itself_trains_with_a_store_and_runs_no_tower(
     assert "mAP (macro, whole set)" in done.stdout
     assert "unfrozen: last:1" in done.stderr
     assert "training: 2/2 · loss " in done.stderr
+    assert "% of it waiting for clips" in done.stderr
     assert f"encoder: {out / 'encoder'}" in done.stderr
     assert not (out / "towers.zarr").exists()
     assert (out / "encoder" / "model.safetensors").is_file()

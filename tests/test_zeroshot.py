@@ -19,13 +19,17 @@ from msq.head.class_splits import (
     class_splits_from_folder,
     clip_labels,
     coinciding_classes,
+    drawn_splits,
     leaks,
 )
 from msq.head.features import Features
 from msq.head.metrics import average_precision
+from msq.head.sweep_plan import Source
 from msq.head.train import train_head
 from msq.head.zeroshot import (
+    Variant,
     evaluate_split,
+    plan_zero_shot,
     seen_features,
     spread,
     zero_shot,
@@ -86,6 +90,20 @@ def test_class_splits_are_seeded_disjoint_and_of_the_stated_size() -> None:
     for share in (0.0, 1.0, 0.001):
         with pytest.raises(UsageError, match="on either side"):
             class_split(names, share, 0)
+
+
+def test_the_splits_of_one_share_are_different_ones() -> None:
+    names = [f"c{i}" for i in range(12)]
+    found = drawn_splits(names, 0.9, 40)
+    assert len({split.seen for split in found}) == 40
+    assert len({class_split(names, 0.9, i).seen for i in range(40)}) < 40
+    assert found[:10] == drawn_splits(names, 0.9, 10)
+    assert [split.seed for split in found[:3]] == [0, 1, 2]
+    with pytest.raises(UsageError, match=r"at most 66 splits.*found 67"):
+        drawn_splits(names, 0.9, 67)
+    plan = plan_zero_shot([Variant(world(60), Source.of(world(60)))], config(), seen=(10, 90),
+                          splits=10, queries=("text",))  # fmt: skip
+    assert len(plan.trials) == 20
 
 
 def test_list_files_are_read_and_their_mistakes_named(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from msq.head.memory import StepShape
 from msq.head.model import MSQNet
 from msq.head.packed_choice import StepChoice
 
-CLASSES, LABEL, IMAGE = 157, 512, 512
+CLASSES, TINY_CLASSES, LABEL, IMAGE = 157, 7, 512, 512
 BATCH = {8: 32, 16: 16}  # clips of a step, by frames: as many rows in both
 TINY = TimeSformerConfig(image_size=(32, 32), patch_size=8, frames=2, width=32, depth=2, heads=2)
 FLOAT64_TOLERANCE = 1e-10
@@ -161,8 +161,9 @@ class Learner:
         )
         self.backbone = Backbone(encoder, settings.backbone, precision)
         g = torch.Generator().manual_seed(1)
-        text = torch.randn(CLASSES, LABEL, generator=g)
-        head = MSQNet(_head(session.tiny), classes=CLASSES, token_width=config.width,
+        classes = TINY_CLASSES if session.tiny else CLASSES
+        text = torch.randn(classes, LABEL, generator=g)
+        head = MSQNet(_head(session.tiny), classes=classes, token_width=config.width,
                       image_width=IMAGE, text=text).to(device)  # fmt: skip
         choice = StepChoice("packed", precision)
         self.step = EndToEndStep(head, choice, settings, "bce", 1000, 100, self.backbone)
@@ -171,7 +172,7 @@ class Learner:
             number=0, rows=torch.arange(clips),
             frames=torch.randint(0, 256, size, generator=g, dtype=torch.uint8).to(device),
             image=torch.randn(clips, IMAGE, generator=g).to(device),
-            labels=(torch.rand(clips, CLASSES, generator=g) < 0.05).to(torch.uint8).to(device),
+            labels=(torch.rand(clips, classes, generator=g) < 0.05).to(torch.uint8).to(device),
             known=None, weight=1.0,
         )  # fmt: skip
         self.step.plan(0)
@@ -206,7 +207,7 @@ def spread(model: nn.Module) -> None:
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=g)
+            parameter.add_(torch.randn(parameter.shape, generator=g), alpha=0.02)
 
 
 def _checked(learner: Learner, right: dict[str, Tensor], limit: float | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The parts of the GPU benchmark, each under eight minutes, K = 157 first.
 
 1: the training step at the reference point, with dropout and without. 2: single operations.
-3: other shapes, inference, an epoch, and two runs alike. 4: the encoders of stage one. 5 and 6: the
-end-to-end step, at 8 and at 16 frames.
+3: ten heads at once, inference, two runs alike, other shapes. 4: the encoders of stage one. 5 and
+6: the end-to-end step, at 8 and at 16 frames.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from msq.bench.gpu_micro import (
     triton_product,
 )
 from msq.bench.gpu_smoke import loss_curve
+from msq.bench.gpu_stack import heads_at_once
 from msq.bench.gpu_steps import ALL, COMPILED, compiled, steps
 from msq.bench.gpu_timing import Run, Session, ceilings, compare
 from msq.bench.head_problem import Problem, Shape
@@ -63,6 +64,7 @@ def operations(session: Session) -> None:
 
 def the_rest(session: Session) -> None:
     """Part 3."""
+    session.attempt("heads at once", functools.partial(heads_at_once, session), needs=60)
     for clips in (256, 1):
         work = functools.partial(inference, session, clips)
         session.attempt(f"inference B={clips}", work, needs=60)

@@ -80,7 +80,10 @@ def open_features(path: Path, array: str | None = None) -> FeatureSource:
     if path.is_dir():
         return _Folder(path, array)
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: expected a folder, or a file with one of {', '.join(SUFFIXES)}")
+        more = "; msq store convert takes a zip file of a store" if path.suffix == ".zip" else ""
+        raise UsageError(
+            f"{path}: expected a folder, or a file with one of {', '.join(SUFFIXES)}{more}"
+        )
     return _SingleFile(path, array)
 
 

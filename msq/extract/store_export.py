@@ -27,7 +27,7 @@ from msq.extract.location import is_local, locate, upload
 from msq.extract.store import FeatureStore, open_store
 from msq.extract.views import View
 
-NPY = "a folder of npy"
+_PER_ROW, _PER_FILE = 256, 2**14  # bytes of an HDF5 file beside its numbers: index, ids, head
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,11 @@ class Rows:
             yield rows, plain.numpy()
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of `arrays`."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Number type of `arrays`."""
         stored = self.store.store_dtype(self._encoder)
@@ -147,6 +152,7 @@ class Rows:
 def _write_hdf5(rows: Rows, file: Path) -> None:
     import h5py
 
+    _require_room(file, len(rows.numbers) * (rows.row_bytes + _PER_ROW) + _PER_FILE)
     with h5py.File(file, "w") as h5:
         shape = (len(rows.numbers), *rows.shape)
         features = h5.create_dataset("features", shape, rows.dtype, fletcher32=True,
@@ -156,6 +162,20 @@ def _write_hdf5(rows: Rows, file: Path) -> None:
         for _, values in rows.arrays():
             features[done : done + len(values)] = values
             done += len(values)
+
+
+def _require_room(file: Path, size: int) -> None:
+    """Refuse what does not fit before it is begun: h5py crashes when a disk is full.
+
+    Raises:
+        OSError: so many bytes cannot be had.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with file.open("wb") as handle:
+            os.posix_fallocate(handle.fileno(), 0, size)
+        file.unlink()
+    elif shutil.disk_usage(file.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_npz(rows: Rows, file: Path) -> None:
@@ -263,7 +283,8 @@ def _deliver(target: Path, write: Callable[[Path], None]) -> None:
 
 def _number_in(error: Exception) -> int:
     """The system's number of an error, from what a library says of it."""
-    return next((n for n in (errno.ENOSPC, errno.EFBIG) if os.strerror(n) in str(error)), errno.EIO)
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return next((number for number in known if os.strerror(number) in str(error)), errno.EIO)
 
 
 def _beside(target: Path) -> Path | None:

@@ -102,9 +102,9 @@ class EndToEndShape:
             sharded=backbone.shard == "fsdp",
         ).cut(accumulate=backbone.accumulate)
 
-    def cut(self, **changes: int) -> EndToEndShape:
-        """With another `batch` or `accumulate`; the clips of a part follow."""
-        made = replace(self, **changes)
+    def cut(self, *, batch: int | None = None, accumulate: int | None = None) -> EndToEndShape:
+        """With another batch or number of parts; the clips of a part follow."""
+        made = replace(self, batch=batch or self.batch, accumulate=accumulate or self.accumulate)
         part = math.ceil(made.batch / (made.ranks * made.accumulate))
         return replace(
             made,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -83,6 +84,28 @@ def class_split(classes: Sequence[str], seen_share: float, seed: int) -> ClassSp
     return _ordered(classes, seen, set(classes) - seen, seed, f"seed {seed}")
 
 
+def drawn_splits(classes: Sequence[str], seen_share: float, count: int) -> list[ClassSplit]:
+    """Different splits of one share, by the seeds from 0 on.
+
+    A seed whose split was there already is passed over: with few classes there are few splits.
+    The first n of more splits are the n splits.
+
+    Raises:
+        UsageError: a share that leaves one side empty, or fewer different splits than asked for.
+    """
+    there = math.comb(len(classes), _seen_count(classes, seen_share))
+    if count > there:
+        raise UsageError(f"seen share {seen_share}: expected at most {there} splits, for so many "
+                         f"are there of {len(classes)} classes; found {count}")  # fmt: skip
+    found: dict[tuple[str, ...], ClassSplit] = {}
+    seed = 0
+    while len(found) < count:
+        split = class_split(classes, seen_share, seed)
+        found.setdefault(split.seen, split)
+        seed += 1
+    return list(found.values())
+
+
 def class_order_split(classes: Sequence[str], seen_share: float) -> ClassSplit:
     """The first classes are seen, the others unseen, as the authors' code has it for Charades.
 
@@ -98,7 +121,7 @@ def class_order_split(classes: Sequence[str], seen_share: float) -> ClassSplit:
 
 
 def _seen_count(classes: Sequence[str], share: float) -> int:
-    count = int(len(classes) * share + 1e-9)
+    count = int(len(classes) * share + 1e-9) if math.isfinite(share) else 0
     if not 0 < count < len(classes):
         raise UsageError(
             f"seen share {share}: expected one that leaves some of the {len(classes)} classes "

@@ -97,7 +97,7 @@ def save_encoder(
         "sha256": sha256,
         **values,
         "trained_on": {name: getattr(spec, name) for name in _TRAINED_ON},
-        "made_by": {"started_from": begun, **note},
+        "made_by": {**note, "started_from": begun},
     }
     text = json.dumps(jsonable(document), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(folder / CONFIG, (text + "\n").encode())

@@ -53,8 +53,8 @@ class RunClips:
         self._train: ClipFeed | None = None
         self._open: list[ClipFeed] = []
         self._earlier: dict[str, Any] = {"count": 0, "reasons": {}}
-        self._clean = (Picture.of(material.video.spec),)
-        self._pictures = self._clean
+        self._clean: tuple[Picture, ...] = (Picture.of(material.video.spec),)
+        self._pictures: tuple[Picture, ...] = self._clean
         if material.image is not None:
             self._pictures = (*self._clean, Picture.of(material.image.spec))
 
@@ -175,6 +175,8 @@ class RunClips:
         """Go on from what `replaced` said."""
         if self._ranks.leads:  # it is what all processes came to
             self._earlier = {"count": earlier["count"], "reasons": dict(earlier["reasons"])}
+        if self._train is not None:
+            self._train.failures.update(earlier["reasons"])
 
     def waited_share(self) -> float | None:
         """Of this process's time in training, how much went by waiting for clips; 0 to 1."""

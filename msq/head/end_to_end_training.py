@@ -88,9 +88,8 @@ class EndToEndTraining(Training):
         if self.ranks.world == 1 or not rows.numel():
             return score(self.model, features, rows)
         # Passes of a divided encoder are taken together: as many in each process.
-        batch = {"batch": AT_ONCE} if self.backbone.divided else {}
-        mine = score(self.model, features, self.ranks.share(rows), **batch)
-        return self.ranks.together(mine, len(rows))
+        mine, at_once = self.ranks.share(rows), AT_ONCE if self.backbone.divided else 64
+        return self.ranks.together(score(self.model, features, mine, batch=at_once), len(rows))
 
     def epoch_numbers(self) -> tuple[Tensor, Tensor | None]:
         """As that of a head's training; the numbers are those of the first process."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from msq import config as configuration
+from msq.config import FeatureConfig
 from msq.errors import SpecMismatch, UsageError
 from msq.head.checkpoint import load_model
 from msq.head.ensemble import ensemble_scores
@@ -166,7 +167,7 @@ def evaluate_run(
         features = store
     else:
         chosen = configuration.load(run / "config.toml").features
-        features = configured_features(store, dataclasses.replace(chosen, train_views="clean"))
+        features = configured_features(store, _as_recorded(chosen, meta, store))
     features = features.to(device)
     require_same_making(meta, features, str(run))
     rows = features.rows(split)
@@ -206,6 +207,17 @@ def evaluate_run(
         "seconds_per_epoch": stored["seconds_per_epoch"],
         "eval_seconds": time.perf_counter() - began,
     }
+
+
+def _as_recorded(chosen: FeatureConfig, meta: dict[str, Any], store: StoreLike) -> FeatureConfig:
+    """What a run's head is scored on: the clean view, and of several encoders its own."""
+    own = {
+        kind: slug
+        for kind, spec in meta["encoders"].items()
+        if (slug := spec.get("slug")) in list(store.encoders(kind))
+        and getattr(chosen, kind) is None
+    }
+    return dataclasses.replace(chosen, train_views="clean", **own)
 
 
 def _lost(store: StoreLike, features: Features, split: str) -> list[str]:

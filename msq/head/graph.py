@@ -30,7 +30,7 @@ class StepGraph:
 
     Args:
         run: the step; what it reads beside the batch, and all that it writes, has fixed addresses.
-        size: clips of the batches that are replayed.
+        size: clips of the batches that are replayed; of each head, where there are several.
         record: makes a graph of a call, without running it.
         warm: runs a step before the recording.
 
@@ -58,7 +58,7 @@ class StepGraph:
 
     def __call__(self, batch: Batch) -> None:
         """Take one step."""
-        if len(batch.rows) != self._size or self.refused:
+        if batch.rows.shape[-1] != self._size or self.refused:
             self._run(batch)
             return
         if self._warmed < WARM_UP:

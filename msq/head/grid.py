@@ -16,8 +16,8 @@ from msq.errors import UsageError
 from msq.head.class_splits import (
     ClassSplit,
     class_order_split,
-    class_split,
     class_splits_from_folder,
+    drawn_splits,
 )
 from msq.head.features import configured_features
 from msq.head.grid_file import Grid, Setting
@@ -138,7 +138,8 @@ def _splits(
     share = setting.values["zero_shot.seen"] / 100
     if grid.zero_shot.get("class_order"):
         return [(None, class_order_split(classes, share))]
-    return [(None, class_split(classes, share, setting.values["split"]))]
+    number = setting.values["split"]
+    return [(None, drawn_splits(classes, share, number + 1)[number])]
 
 
 def _short(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,11 +181,26 @@ def run_grid(
         The plan in force and the summary of `run_sweep`. A store that could not be made is the
         failure of its trials, and of no other.
     """
-    plan = prepare(out, plan, retry_failed=retry_failed, engine=engine)
-    wanted = {t.source for t in plan.trials if not outcome_path(out, t.id).exists()}
-    for key, problem in make_stores(plan, wanted, extracting).items():
+    problems: dict[str, Exception] | None = None
+
+    def extracted(new: Plan) -> Plan:
+        nonlocal problems
+        problems = make_stores(new, _needed(out, new), extracting)
+        return new if engine is None else engine(new)
+
+    # On a GPU the engine is chosen by a measurement, which needs features.
+    first = any(device.startswith("cuda") for device in how.get("devices", ()))
+    plan = prepare(out, plan, retry_failed=retry_failed, engine=extracted if first else engine)
+    if problems is None:
+        problems = make_stores(plan, _needed(out, plan), extracting)
+    for key, problem in problems.items():
         for trial in plan.trials:
             with claim(out, trial.id) as mine:
                 if mine and trial.source == key and not outcome_path(out, trial.id).exists():
                     write_outcome(out, failure(trial.id, problem))
     return plan, run_sweep(out, plan, **how)
+
+
+def _needed(out: Path, plan: Plan) -> set[str]:
+    """Keys of the sources of trials that have no outcome yet."""
+    return {t.source for t in plan.trials if not outcome_path(out, t.id).exists()}

@@ -46,7 +46,7 @@ def read_axes(tables: Mapping[str, Any], source: str) -> Axes:
                 )
     if "list" in tables:
         listed = tables["list"]
-        if not isinstance(listed, list) or not listed:
+        if not isinstance(listed, list) or not listed or not isinstance(listed[0], Mapping):
             raise UsageError(f"{source}: list: expected tables [[list]], found {listed!r}")
         axes.append(("list", [dict(one) for one in listed]))
     return axes
@@ -73,6 +73,14 @@ def zero_shot_axes(source: str, zero_shot: Mapping[str, Any]) -> Axes:
             raise UsageError(f"{source}: unknown key zero_shot.{key}{near}")
     shares = zero_shot.get("seen", [50, 75])
     shares = shares if isinstance(shares, list) else [shares]
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise UsageError(
+                f"{source}: zero_shot.seen: expected shares in percent, found {share!r}"
+            )
+    splits = zero_shot.get("splits", 10)
+    if isinstance(splits, bool) or not isinstance(splits, int):
+        raise UsageError(f"{source}: zero_shot.splits: expected a number, found {splits!r}")
     if not shares:
         raise UsageError(
             f"{source}: zero_shot.seen: expected shares in percent, found an empty axis"
@@ -80,7 +88,7 @@ def zero_shot_axes(source: str, zero_shot: Mapping[str, Any]) -> Axes:
     axes: Axes = []
     if "split_dir" not in zero_shot:
         axes.append(("row", [{"zero_shot.seen": x} for x in shares]))
-        count = 1 if zero_shot.get("class_order") else int(zero_shot.get("splits", 10))
+        count = 1 if zero_shot.get("class_order") else splits
         if count < 1:
             raise UsageError(f"{source}: zero_shot.splits: expected 1 or more, found {count}")
         axes.append(("repeat", [{"split": k} for k in range(count)]))

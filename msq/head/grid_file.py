@@ -34,6 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from msq import config as configuration
@@ -168,6 +169,7 @@ def parse_grid(text: str, source: str, overrides: Iterable[str] = ()) -> Grid:
         if name not in (*TABLES, *PLAIN):
             near = configuration.nearest(name, (*TABLES, *PLAIN))
             raise UsageError(f"{source}: unknown {name!r}{near}")
+    _check_plain(tables, source)
     base = {f"{section}.{key}": value for section in SECTIONS
             for key, value in _table(tables, section, source).items()}  # fmt: skip
     zero_shot = None if "zero_shot" not in tables else dict(_table(tables, "zero_shot", source))
@@ -181,6 +183,7 @@ def parse_grid(text: str, source: str, overrides: Iterable[str] = ()) -> Grid:
         given[key.strip()] = configuration.toml_value(value.strip())
     if "store" in given:  # a store that is there needs no extraction
         base = {key: value for key, value in base.items() if not key.startswith("extract.")}
+    _check_plain(given, "override")
     store, seeds = given.pop("store", store), given.pop("seeds", seeds)
     for key, value in given.items():
         _require_known(key, keys, "override")
@@ -199,6 +202,23 @@ def parse_grid(text: str, source: str, overrides: Iterable[str] = ()) -> Grid:
              "paper": dict(_table(tables, "paper", source))}  # fmt: skip
     name = tables.get("name", Path(source).stem)
     return Grid(name, source, base, axes, store, zero_shot, table)
+
+
+def _check_plain(values: Mapping[str, Any], source: str) -> None:
+    """Refuse what stands outside of the tables and is of another type than it has to be."""
+    kinds: dict[str, tuple[type | UnionType, str]] = {
+        "name": (str, "a text"), "store": (str, "a path"),
+        "seeds": (int | list, "a number or a list"),
+        "metrics": (list, "a list of names"), "by": (list, "a list of names"),
+    }  # fmt: skip
+    for key, (kind, words) in kinds.items():
+        if key in values and not isinstance(values[key], kind):
+            raise UsageError(f"{source}: {key}: expected {words}, found {values[key]!r}")
+    paper = values.get("paper", {})
+    rows = paper.get("rows", []) if isinstance(paper, Mapping) else []
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, Mapping) or not isinstance(row.get("value"), int | float):
+            raise UsageError(f"{source}: paper.rows: expected tables with a value, found {row!r}")
 
 
 def _table(tables: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -121,8 +121,9 @@ class Ranks:
         """
         from msq.config import difference
 
-        for rank, found in enumerate(self.of_all(dict(values))):
-            if lines := difference(self.of_first(dict(values)), found):
+        every = self.of_all(dict(values))
+        for rank, found in enumerate(every):
+            if lines := difference(every[0], found):
                 raise SpecMismatch(
                     f"process {rank} of {self.world} has another {what} than the first "
                     "(expected: that of the first, found: its own); all need the same files\n  "
@@ -206,13 +207,14 @@ def own_device(device: str, spot: Place, environment: Mapping[str, str]) -> torc
     found = torch.device(device)
     if found.type != "cuda":
         return found
-    if found.index is not None and spot.local_world > 1:
+    named = ":" in device
+    if named and spot.local_world > 1:
         raise UsageError(
             f"--device {device}: expected auto, cuda or cpu, since each of {spot.local_world} "
             "processes takes the GPU of its own place"
         )
     count, place = torch.cuda.device_count(), spot.local_rank
-    if found.index is not None:
+    if named:
         place = found.index
     elif count == 1 and "SLURM_PROCID" in environment:
         place = 0  # Slurm shows each of its tasks one GPU
@@ -226,6 +228,7 @@ def own_device(device: str, spot: Place, environment: Mapping[str, str]) -> torc
 
 def _connected(spot: Place, device: torch.device, environment: Mapping[str, str]) -> Ranks:
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     from msq.head.rank_endings import Endings
 
@@ -233,7 +236,7 @@ def _connected(spot: Place, device: torch.device, environment: Mapping[str, str]
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, _, _ = next(distributed.rendezvous("env://", spot.rank, spot.world, timeout=TO_COME))
+        store, _, _ = next(rendezvous("env://", spot.rank, spot.world, timeout=TO_COME))
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,
@@ -263,8 +266,3 @@ def _disconnect(device: torch.device, failed: bool = False) -> None:
             group.abort()
         else:
             distributed.destroy_process_group()
-
-
-def listed_by_rank(values: Sequence[Mapping[str, Any] | None], key: str) -> list[Any]:
-    """One entry of what each process said, by rank."""
-    return [None if value is None else value.get(key) for value in values]

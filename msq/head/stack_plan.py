@@ -18,6 +18,8 @@ from msq import config as configuration
 from msq.errors import MsqError
 from msq.head.features import Features
 from msq.head.graph import WARM_UP
+from msq.head.kernel_choice import HeadShape
+from msq.head.packed_choice import choose_step
 from msq.head.stack_engine import bucket, stackable, stacked_choice
 from msq.head.stack_training import StackedTraining
 from msq.head.sweep import Load, load_source
@@ -48,7 +50,10 @@ def choose_engine(plan: Plan, heads: int | None, device: str, load: Load = load_
             return plan
         return stacked(plan, heads, f"asked for: up to {heads} heads at once")
     if not device.startswith("cuda"):
-        return plan
+        # A rule, no measurement: what a clock decides may differ between two runs, and on a CPU
+        # there is nothing to win by it (`msq bench stack`).
+        why = "one head after another: on a CPU a stack is no faster; --stack N makes one"
+        return dataclasses.replace(plan, engine={"name": "sequential", "why": why})
     return _by_measurement(plan, device, load)
 
 
@@ -87,6 +92,8 @@ def kind(trial: Trial) -> str:
 def head_seconds(trials: Sequence[Trial], features: Features, device: str) -> dict[int, float]:
     """Seconds of one step of one head, for stacks of several sizes; 1 is one after another.
 
+    One after another a head takes the steps that it takes alone, kernels included.
+
     Args:
         trials: of one kind; the sizes are those in `SIZES` that there are enough trials for.
         features: of all classes, on the device.
@@ -98,7 +105,10 @@ def head_seconds(trials: Sequence[Trial], features: Features, device: str) -> di
         choice = stacked_choice(trial.config, device)
         return Training(shown(trial, features), trial.config, choice)
 
-    alone = begun(trials[0])
+    seen, config = shown(trials[0], features), trials[0].config
+    sizes_of = HeadShape.of(seen, config.head)
+    own = choose_step(config.train, device, sizes_of, config.head.dropout)
+    alone = Training(seen, config, own)
     found = {1: _seconds(alone._step, device)}
     for size in sizes:
         stack = StackedTraining([begun(trial) for trial in trials[:size]])

@@ -92,6 +92,7 @@ class StackedTraining:
 
     Attributes:
         errors: of the runs that came to nothing, by their place among `trainings`.
+        graph: of the step; None where it is taken as it is.
 
     Raises:
         UsageError: runs that cannot be stacked.
@@ -111,7 +112,7 @@ class StackedTraining:
         active = self.taking.trainings
         self.feed = StackedFeed(active, self.taking.head.valid.shape[1], self._share)
         graph = active[0].choice.graph == "on"
-        self._run = StepGraph(self.taking.run, len(active)) if graph else self.taking.run
+        self.graph = StepGraph(self.taking.run, active[0].batch) if graph else None
 
     def run(
         self,
@@ -151,7 +152,15 @@ class StackedTraining:
         """One step of every head that is still in the stack."""
         batch = self.feed.of(self.step)
         self.taking.plan(self.step)
-        self._run(batch)
+        if self.graph is None:
+            self.taking.run(batch)
+        else:
+            self.graph(batch)
+            if self.graph.refused:
+                raise MsqError(
+                    "train.graph = on: the step of several heads cannot be captured: "
+                    f"{self.graph.refused}; use train.graph = off, or --stack 1"
+                )
         self._losses.append(self.taking.losses.clone())
         self.step += 1
         for training in self.taking.trainings:

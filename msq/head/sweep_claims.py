@@ -33,6 +33,16 @@ def claim(folder: Path, name: str) -> Iterator[bool]:
         yield True
 
 
+def claimed(folder: Path, name: str) -> bool:
+    """Whether a process, this one included, holds a claim; nothing is changed."""
+    with _opened(folder, name) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def owner(folder: Path, name: str) -> int | None:
     """Process id of who holds a claim, or held it last; None where nobody ever did."""
     try:

@@ -18,7 +18,7 @@ import torch
 from msq.config import RunConfig
 from msq.head.features import Features
 from msq.head.sweep import Load, load_source, outcomes_of
-from msq.head.sweep_plan import Plan
+from msq.head.sweep_plan import Plan, read_outcome
 from msq.head.train import split_rows, train_head
 from msq.head.trials import Trial, shown
 
@@ -73,23 +73,42 @@ def measured_rate(trial: Trial, features: Features, device: str) -> float:
 
 
 def estimate(
-    plan: Plan, folder: Path, workers: int, device: str = "cpu", load: Load = load_source
+    plan: Plan,
+    folder: Path,
+    workers: int,
+    device: str = "cpu",
+    load: Load = load_source,
+    *,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """What a sweep would do and take; nothing is written.
 
+    Args:
+        plan: of the sweep.
+        folder: of it, which need not be there.
+        workers: that would share the work.
+        device: to train on.
+        load: gives the features of a trial.
+        retry_failed: trials that failed would be tried again.
+
     Returns:
-        `name, trials[{id, name, store, state, seconds}]` (`state` is `done`, `failed`, `to do` or
-        `needs extraction`, whose seconds are not known), `seconds` (of all to be done, divided by
-        the workers; None where a store is missing), `stores{path: exists}` and `measured` (how).
+        `name, trials[{id, name, store, state, seconds}]` (`state` is `done`, `failed`, which is
+        tried again on request only, `to do` or `needs extraction`, whose seconds are not known),
+        `to_do` (how many), `seconds` (of all to be done, divided by the workers; None where a store
+        is missing), `stores{path: exists}` and `measured` (how).
     """
     outcomes = outcomes_of(folder, plan) if folder.exists() else {}
     residents = _loaded(plan, load)
-    todo = [t for t in plan.trials if t.id not in outcomes]
+    ended = dict.fromkeys(outcomes, "done")
+    if not retry_failed:
+        failed = (t.id for t in plan.trials if t.id not in outcomes and read_outcome(folder, t.id))
+        ended |= dict.fromkeys(failed, "failed")
+    todo = [t for t in plan.trials if t.id not in ended]
     rate, how = _rate(plan, outcomes, residents, device, todo)
     listed, total = [], 0.0
     for trial in plan.trials:
         features = residents.get(trial.source)
-        state = "done" if trial.id in outcomes else "to do" if features else "needs extraction"
+        state = ended.get(trial.id) or ("to do" if features else "needs extraction")
         seconds = None
         if state == "to do" and features is not None and rate is not None:
             seconds = rate * trial_products(trial, features)

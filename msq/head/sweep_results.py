@@ -68,10 +68,7 @@ def lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
 
 
 def chosen(trials: Sequence[Trial], outcomes: Outcomes) -> tuple[Trial, Mapping[str, Any]] | None:
-    """The trial with the best validation score; None unless all that were to compete are done.
-
-    Trials that failed do not compete.
-    """
+    """The trial with the best validation score among those that are done; None without any."""
     done = [(trial, outcomes[trial.id]) for trial in trials if trial.id in outcomes]
     if not done:
         return None

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 
 from msq.errors import MsqError, UsageError
 from msq.head.sweep import Loaded, SweepProgress, do_group, load_source, summary, work
-from msq.head.sweep_claims import at_work, owner
+from msq.head.sweep_claims import at_work, claimed, owner
 from msq.head.sweep_plan import Plan, outcome_path, read_outcome, read_plan, write_outcome
 from msq.head.trials import failure
 
 LOOK_SECONDS = 0.2
 WAIT_SECONDS = 1.0
+DEATHS = 3  # of workers at one group, which is then recorded as failed; dask has the same number
 
 
 def run_sweep(
@@ -51,7 +53,9 @@ def run_sweep(
     """
     with at_work(folder):
         while summary(folder, plan)["pending"]:
-            if scheduler is not None:
+            if not _unclaimed(folder, plan):
+                pass  # all that is left is in the hands of other commands
+            elif scheduler is not None:
                 run_dask(folder, plan, scheduler, workers, devices, progress)
             elif workers > 1:
                 run_workers(folder, plan, workers, devices, progress)
@@ -62,6 +66,15 @@ def run_sweep(
     return summary(folder, plan)
 
 
+def _unclaimed(folder: Path, plan: Plan) -> bool:
+    """Whether there is a group to be done that nobody is at."""
+    return any(
+        not claimed(folder, group[0])
+        for group in plan.groups
+        if not all(outcome_path(folder, one).exists() for one in group)
+    )
+
+
 def run_workers(
     folder: Path,
     plan: Plan,
@@ -69,7 +82,10 @@ def run_workers(
     devices: Sequence[str] = ("cpu",),
     progress: SweepProgress | None = None,
 ) -> None:
-    """Work with so many local processes; a worker that dies is a failure of its trial.
+    """Work with so many local processes.
+
+    A worker that dies is replaced, and its trial goes on where its last checkpoint stands (a group
+    that is stacked begins again). Where a third worker dies at it, it is recorded as failed.
 
     Args:
         folder: of the sweep, prepared.
@@ -79,7 +95,7 @@ def run_workers(
         progress: as in `msq.head.sweep.work`.
 
     Raises:
-        MsqError: a worker died before it had claimed a trial.
+        MsqError: a third worker died before it had claimed a trial.
     """
     context = multiprocessing.get_context("spawn")
     teller = _Teller(folder, plan, progress)
@@ -91,6 +107,7 @@ def run_workers(
         return process
 
     running = {number: start(number) for number in range(workers)}
+    deaths: Counter[str] = Counter()
     try:
         while running:
             time.sleep(LOOK_SECONDS)
@@ -100,7 +117,7 @@ def run_workers(
                     continue
                 del running[number]
                 if process.exitcode != 0:
-                    _blame(folder, plan, process)
+                    _note_death(folder, plan, process, deaths)
                     running[number] = start(number)
     finally:
         for process in running.values():
@@ -109,18 +126,25 @@ def run_workers(
     teller.tell()
 
 
-def _blame(folder: Path, plan: Plan, process: BaseProcess) -> None:
-    """Record the death of a worker as the failure of the trials that it was at."""
+def _note_death(folder: Path, plan: Plan, process: BaseProcess, deaths: Counter[str]) -> None:
+    """Count the death of a worker for the trials it was at; their failure where it is the third."""
     for group in plan.groups:
         open_ones = [one for one in group if not outcome_path(folder, one).exists()]
-        if open_ones and owner(folder, group[0]) == process.pid:
-            error = MsqError(f"the process died (exit code {process.exitcode}); was there enough "
-                             "memory?")  # fmt: skip
+        if not open_ones or owner(folder, group[0]) != process.pid:
+            continue
+        deaths[group[0]] += 1
+        if deaths[group[0]] >= DEATHS:
+            error = MsqError(f"{DEATHS} processes died at it, the last with exit code "
+                             f"{process.exitcode}; was there enough memory?")  # fmt: skip
             for one in open_ones:
                 write_outcome(folder, failure(one, error))
-            return
-    raise MsqError(f"{folder}: a worker process ended with exit code {process.exitcode} before it "
-                   "had a trial; its message stands above")  # fmt: skip
+        return
+    deaths[""] += 1  # it had no trial yet, or none any more
+    if deaths[""] >= DEATHS:
+        raise MsqError(
+            f"{folder}: {DEATHS} worker processes ended before they had a trial, the last with "
+            f"exit code {process.exitcode}; their messages stand above"
+        )
 
 
 def _local_worker(folder: str, device: str) -> None:

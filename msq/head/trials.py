@@ -51,7 +51,7 @@ class Trial:
     repeat: Mapping[str, Any] = field(default_factory=dict)
     choice: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """16 hexadecimal digits over all that decides the numbers."""
         decides = [

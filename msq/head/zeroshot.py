@@ -1,7 +1,7 @@
 """Zero-shot sweeps: train on some classes, score on the others, over many class splits.
 
 What is trained and scored is said in `msq.head.split_scores`; class splits are made in
-`msq.head.class_splits`. Split i of a share is drawn with seed i, the same for every query mode.
+`msq.head.class_splits`. The splits of a share are the same for every query mode.
 
 Where no classifier is named, `text` and `multimodal` queries get the `text` classifier, which
 learns faster and reaches further, and `vanilla` queries the `shared` one: with `text` they would be
@@ -21,7 +21,7 @@ from msq.config import Classifier, Queries, RunConfig
 from msq.errors import MsqError, UsageError
 from msq.head.actors import ActorSplit
 from msq.head.checkpoint import jsonable
-from msq.head.class_splits import ClassSplit, class_split
+from msq.head.class_splits import ClassSplit, class_split, drawn_splits
 from msq.head.features import Features
 from msq.head.split_scores import evaluate_split, seen_features
 from msq.head.sweep import SweepProgress, outcomes_of, prepare, work
@@ -106,7 +106,7 @@ def plan_zero_shot(
     else:
         drawn = list(class_splits or ())
         if class_splits is None:
-            drawn = [class_split(first.classes, p / 100, i) for p in seen for i in range(splits)]
+            drawn = [x for p in seen for x in drawn_splits(first.classes, p / 100, splits)]
         shares = (
             [x for x in seen for _ in range(splits)]
             if class_splits is None

@@ -8,11 +8,14 @@ from msq.head.sweep_plan import Plan
 from msq.report import terminal
 
 
-def show(plan: Plan, out: Path, workers: int, device: str, *, json: bool = False) -> None:
+def show(
+    plan: Plan, out: Path, workers: int, device: str, *, retry_failed: bool = False,
+    json: bool = False,
+) -> None:  # fmt: skip
     """Measure a few steps and print the list; nothing is written."""
     from msq.head.sweep_estimate import estimate
 
-    found = estimate(plan, out, workers, device)
+    found = estimate(plan, out, workers, device, retry_failed=retry_failed)
     if json:
         terminal.print_json(found)
         return
@@ -23,7 +26,7 @@ def show(plan: Plan, out: Path, workers: int, device: str, *, json: bool = False
     for store, exists in found["stores"].items():
         terminal.say(f"{store}: {'there' if exists else 'to be extracted'}")
     terminal.say(
-        f"{found['to_do']} trials to do, about {_words(found['seconds'])} with {workers} "
+        f"{found['to_do']} trials to do, time: {_words(found['seconds'])} with {workers} "
         f"worker{'s' if workers > 1 else ''}; measured by {found['measured']}"
     )
 

@@ -22,8 +22,15 @@ NUMBERS = ("unseen", "transfer", "map", "top1")
 
 
 def devices(names: str) -> list[str]:
-    """`cuda:0,cuda:1` -> each of them, resolved."""
-    return [resolve_device(name.strip()) for name in names.split(",") if name.strip()]
+    """`cuda:0,cuda:1` -> each of them, resolved.
+
+    Raises:
+        UsageError: none is named, or one that is not there.
+    """
+    found = [resolve_device(name.strip()) for name in names.split(",") if name.strip()]
+    if not found:
+        raise UsageError("--device: expected auto, cpu, cuda, or cuda:0,cuda:1, found nothing")
+    return found
 
 
 def thread_count(workers: int, threads: int | None) -> int:
@@ -65,7 +72,7 @@ def shares(text: str) -> list[float]:
             found = [float(x) for x in text.split(",")]
     except ValueError:
         found = []
-    if not found:
+    if not found or not all(math.isfinite(x) for x in found):
         raise UsageError(f"--seen {text!r}: expected percentages such as 50,75 or 10..90")
     return found
 
@@ -151,23 +158,9 @@ def show(found: Mapping[str, Any], out: Path) -> None:
     say_failures(found)
     saved = found["early_stopping"]
     if saved is not None:
-        terminal.say(early_stop_words(saved))
+        terminal.say(f"early stopping saved {saved['seconds_saved']:.0f} s of training")
     terminal.say(f"{out}: {found['done']} of {found['trials']} trials done; results.json, "
                  "table.md, table.csv, per_class.csv")  # fmt: skip
-
-
-def early_stop_words(saved: Mapping[str, Any]) -> str:
-    """What early stopping saved and cost, in a sentence."""
-    words = (
-        f"early stopping: {saved['stopped']} of {saved['trials']} trials stopped, "
-        f"{terminal.percent(saved['saved'])} % of the epochs and {saved['seconds_saved']:.0f} s "
-        "of training saved"
-    )
-    if not saved["pairs"]:
-        return words + "; its cost is not known (add train.patience = 0 to the grid)"
-    costs = ", ".join(f"{name} {terminal.spread(one['mean'], one['std'])}"
-                      for name, one in saved["cost"].items())  # fmt: skip
-    return f"{words}; full length minus stopped, {saved['pairs']} pairs: {costs} points"
 
 
 def say_failures(found: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from msq.errors import UsageError
 from msq.head.sweep_plan import Plan
 from msq.head.sweep_results import Line, Outcomes, baselines, lines
+from msq.report.table_remarks import decided_by_validation, leaking_splits
 
 DEFAULT = {"multilabel": ("map", "map_micro", "map_official"), "singlelabel": ("top1",)}
 NAMES = {
@@ -68,6 +69,7 @@ class Table:
         by: axes whose values part the rows into groups with a best one each.
         paper: `source, protocol, metric` of the paper's numbers; empty without any.
         notes: what a reader must know.
+        cautions: what speaks against its numbers; the first of its warnings.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Table:
     by: Sequence[str] = ()
     paper: Mapping[str, str] | None = None
     notes: Sequence[str] = ()
+    cautions: Sequence[str] = ()
 
     def best(self, metric: str) -> list[int]:
         """Rows that are ahead in a metric, among those that they may be compared with."""
@@ -93,8 +96,8 @@ class Table:
                 for mean, k in group if mean == max(group)[0]]  # fmt: skip
 
     def warnings(self) -> list[str]:
-        """What keeps rows of this table from being compared."""
-        found = []
+        """What speaks against its numbers, or keeps rows from being compared."""
+        found = list(self.cautions)
         for name in sorted({key for row in self.rows for key in row.compare}):
             values: dict[str, set[str]] = {}
             for row in self.rows:
@@ -137,11 +140,10 @@ def sweep_table(plan: Plan, outcomes: Outcomes, metrics: Sequence[str] = ()) -> 
                 _compare(line), len(line.trials), line.planned, line.baseline)
         )  # fmt: skip
     axes = list(dict.fromkeys(axis for row in rows for axis in row.labels))
-    varying = {axis for trial in plan.trials for axis in trial.choice}
-    notes = [f"{', '.join(sorted(varying))} chosen by validation clips, in each repeat"]
     return Table(
         plan.name, axes, wanted, rows, tuple(plan.table.get("by", ())),
-        {k: str(v) for k, v in paper.items() if k != "rows"} or None, notes if varying else (),
+        {k: str(v) for k, v in paper.items() if k != "rows"} or None,
+        decided_by_validation(plan, outcomes), leaking_splits(found),
     )  # fmt: skip
 
 
@@ -223,10 +225,16 @@ def joined(tables: Sequence[Table], metrics: Sequence[str] = ()) -> Table:
             for table in tables for row in table.rows]  # fmt: skip
     axes = list(dict.fromkeys(axis for row in rows for axis in row.labels))
     columns = list(metrics) or list(dict.fromkeys(m for table in tables for m in table.metrics))
-    paper = next((table.paper for table in tables if table.paper), None)
+    papers = [table.paper for table in tables if table.paper]
+    paper = papers[0] if papers and all(one == papers[0] for one in papers) else None
     by = list(dict.fromkeys(axis for table in tables for axis in table.by))
-    notes = [note for table in tables for note in table.notes]
-    return Table(" and ".join(t.title for t in tables), axes, columns, rows, by, paper, notes)
+    notes = []
+    for table in tables:
+        own = [*table.notes, *([] if paper else paper_notes(table))]
+        notes += [f"{table.title}: {note}" for note in own]
+    cautions = [f"{table.title}: {one}" for table in tables for one in table.cautions]
+    title = " and ".join(t.title for t in tables)
+    return Table(title, axes, columns, rows, by, paper, notes, cautions)
 
 
 def load_table(path: Path, metrics: Sequence[str] = ()) -> Table:
