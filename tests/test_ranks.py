@@ -215,7 +215,7 @@ def command(media: Any, tmp_path: Path) -> list[str]:
     encoders["write_clip_folder"](tmp_path / "clip", {**encoders["TINY_CLIP"], "vision_cfg": tower})
     return ["train", str(tmp_path / "clips.csv"), "--video-encoder", f"local-dir:{tmp_path}/video",
             "--image-encoder", f"local-dir:{tmp_path}/clip", "--device", "cpu", "--workers", "0",
-            "--epochs", "60", "--val", "0", "--json", "head.layers=1", "head.heads=2",
+            "--epochs", "40", "--val", "0", "--json", "head.layers=1", "head.heads=2",
             "head.ffn=32", "train.batch=4", "optim.warmup=0.5", "train.select=last"]  # fmt: skip
 
 
