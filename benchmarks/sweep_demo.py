@@ -11,6 +11,8 @@ zero-shot` and `msq grid` with two one-thread processes each:
 3. `dask`: through two dask workers;
 4. `patience`: some trials with early stopping and without, for what it saves and costs.
 
+Parts that are done are not run again: remove `--work` for new timings.
+
 The first three must agree in every number to the last digit; the exit code is 1 where they do not.
 """
 
@@ -19,10 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,17 @@ def killed(command: list[str], folder: Path, trials: int) -> tuple[int, float]:
     return done, spent + run(command)
 
 
+def part(work: Path, name: str, do: Callable[[Path], tuple[int, float]]) -> tuple[int, float]:
+    """What a part gives, taken once: a later call finds it; one that was broken off begins anew."""
+    folder, noted = work / name, work / f"{name}.json"
+    if not noted.exists():
+        if folder.exists():
+            shutil.rmtree(folder)
+        noted.write_text(json.dumps(do(folder)))
+    done, wall = json.loads(noted.read_text())
+    return done, wall
+
+
 def numbers(folder: Path) -> Any:
     """Everything a sweep found, without times and its own name."""
     found = json.loads((folder / "results.json").read_text())
@@ -89,7 +104,7 @@ def patience_grid(work: Path, store: Path, epochs: int, patience: int) -> Path:
     base = "\n".join(f"{key} = {value}" for key, value in
                      (one.split("=") for one in HEAD if one.startswith("head.")))  # fmt: skip
     file.write_text(
-        f'name = "patience"\nstore = "{store.resolve()}"\n[zero_shot]\nseen = [75]\nsplits = 2\n'
+        f'name = "patience"\nstore = "{store.resolve()}"\n[zero_shot]\nseen = [50]\nsplits = 2\n'
         f"[head]\n{base.replace('head.', '')}\n[optim]\nlr = 2e-3\n[train]\nepochs = {epochs}\n"
         f'[product]\n"head.queries" = ["vanilla", "text", "multimodal"]\n'
         f'"train.patience" = [0, {patience}]\n'
@@ -143,19 +158,18 @@ def main() -> int:
     words = ("zero-shot", store, "--seen", shares, "--splits", splits, "--queries", "all",
              "--epochs", epochs, "--patience", patience, *HEAD, "--device", "cpu", "--workers", 2,
              "--threads", 1, "-q")  # fmt: skip
-    for name in ("whole", "killed", "dask", "patience"):
-        if (work / name).exists():
-            raise SystemExit(f"{work / name}: expected nothing there, found an earlier sweep")
-    seconds = {"whole": run(msq(*words, "--out", work / "whole"))}
-    before, seconds["killed"] = killed(
-        msq(*words, "--out", work / "killed"), work / "killed", trials
-    )
-    seconds["dask"] = run(msq(*words, "--out", work / "dask", "--scheduler", "dask"))
+    file = patience_grid(work, store, epochs, patience)
+    parts: dict[str, Callable[[Path], tuple[int, float]]] = {
+        "whole": lambda out: (0, run(msq(*words, "--out", out))),
+        "killed": lambda out: killed(msq(*words, "--out", out), out, trials),
+        "dask": lambda out: (0, run(msq(*words, "--out", out, "--scheduler", "dask"))),
+        "patience": lambda out: (0, run(msq("grid", file, "--out", out, "--device", "cpu",
+                                            "--workers", 2, "--threads", 1, "-q"))),
+    }  # fmt: skip
+    taken = {name: part(work, name, do) for name, do in parts.items()}
+    seconds, before = {name: wall for name, (_, wall) in taken.items()}, taken["killed"][0]
     whole = numbers(work / "whole")
     same = [name for name in ("killed", "dask") if numbers(work / name) == whole]
-    file = patience_grid(work, store, epochs, patience)
-    run(msq("grid", file, "--out", work / "patience", "--device", "cpu", "--workers", 2,
-            "--threads", 1, "-q"))  # fmt: skip
     text = report(work, seconds, before, trials, f"python {' '.join(sys.argv)}")
     if same != ["killed", "dask"]:
         print(f"the runs differ: only {same} agree with the whole one")

@@ -23,12 +23,12 @@ import torch
 from timing import machine
 
 from msq import config as configuration
-from msq.bench.flops import step_flops
 from msq.config import RunConfig
 from msq.extract.datasets.charades import read_charades
 from msq.extract.datasets.hmdb51 import read_hmdb51
 from msq.head.class_splits import class_split
 from msq.head.features import Features
+from msq.head.flops import step_flops
 from msq.head.split_scores import seen_features
 from msq.head.train import train_head
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from msq.cli_options import Json, OnlyCases, Quick, Quiet, Rounds
+from msq.cli_options import Device, Json, OnlyCases, Quick, Quiet, Rounds
 
 bench_app = typer.Typer(help="How fast is it here, and is it right.", no_args_is_help=True)
 
@@ -76,13 +76,16 @@ def bench_extract(
     quick: Quick = False,
     rounds: Rounds = None,
     case: OnlyCases = "",
+    device: Device = "cpu",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Time stage one beside its parts alone (exit code 4 where the features differ)."""
     from msq.report import benchmarks
 
-    found = benchmarks.run("extract", quick=quick, rounds=rounds, only=case, quiet=quiet)
+    found = benchmarks.run(
+        "extract", quick=quick, rounds=rounds, only=case, device=device, quiet=quiet
+    )
     raise typer.Exit(benchmarks.show(found, json=json))
 
 

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from msq.bench import gpu_goals
 from msq.bench.cases import KINDS, Case, Gate, Prepared, Settings, Side, registry, worst_of
 from msq.bench.clean_decoder import CleanDecoder
-from msq.bench.flops import step_flops
 from msq.bench.gpu_end_to_end import SIDES
 from msq.bench.gpu_parts import run_part
 from msq.bench.gpu_timing import Session
@@ -28,6 +27,7 @@ from msq.bench.runner import exit_code, interleaved, quartiles, run_cases
 from msq.bench.torch_sides import AuthorsHead, TorchDecoder
 from msq.cli import main
 from msq.errors import UsageError
+from msq.head.flops import step_flops
 from msq.head.packed import PackedHead
 
 ROOT = Path(__file__).parents[1]

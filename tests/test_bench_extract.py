@@ -57,7 +57,7 @@ def test_figures_know_their_goals() -> None:
 
 def test_quick_runs_give_every_figure() -> None:
     settings = Settings(quick=True, rounds=1)
-    names = ("pipeline, cost is both", "decode processes", "long run")
+    names = ("pipeline, cost is both", "decode processes", "long run", "workers", "on a GPU, T=8")
     cases = [case for case in registry("extract", settings) if case.name in names]
     found = {case["name"]: case for case in run_cases(cases, settings)["cases"]}
     assert all(case["gate"]["ok"] for case in found.values())
@@ -67,6 +67,12 @@ def test_quick_runs_give_every_figure() -> None:
     assert both["processor time over that of the parts"]["value"] > 0.5
     assert 0 < both["share of writing"]["value"] < 1
     assert found["decode processes"]["figures"]["two processes over one"]["goal"] == 1.6
+    assert found["workers"]["figures"]["the fastest other over the default"]["value"] > 0
+    on_gpu = found["on a GPU, T=8"]["figures"]
+    assert on_gpu["extract over the slower of decoding and encoding"]["goal"] == 0.9
+    clips = on_gpu["clips/s end to end"]["value"]
+    hours = on_gpu["hours for 9848 such videos"]["value"]
+    assert clips * hours * 3600 == pytest.approx(9848)
     long = found["long run"]["figures"]
     assert long["peak memory of few, MB"]["value"] > 100  # torch alone is more
     assert long["processor time per clip, ms"]["value"] > 0

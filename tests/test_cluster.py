@@ -368,8 +368,10 @@ def test_workers_on_devices_and_under_a_launcher_print_one_result(
 def test_a_signal_ends_all_workers_and_leaves_a_store_to_go_on_with(
     folder: Path, tmp_path: Path, number: int
 ) -> None:
-    out = tmp_path / "s.zarr"
-    process = start(folder, out, "--devices", "cpu:2")
+    out, shown = tmp_path / "s.zarr", sorted((folder / "v").iterdir())
+    lines = [f'{i},"{shown[i % len(shown)]}",,train' for i in range(600)]  # seconds of work
+    (folder / "many.csv").write_text("\n".join(["id,path,labels,split", *lines]) + "\n")
+    process = start(folder, out, "--devices", "cpu:2", "--manifest", "many.csv")
     while not Path(f"{out}.claims").exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)

@@ -4,6 +4,8 @@
   what cores / (decode + encode core-seconds per clip) would give is the most there is to reach;
 - decode processes: two against one;
 - base-size encoders: the share of the time that goes into writing the store;
+- workers: the default number of decode processes against others (`extract_workers`);
+- on a GPU: `extract` against decoding alone and encoding alone (`extract_on_gpu`);
 - long runs: memory and processor time per clip of many clips against few.
 
 Videos are 640x480 with a keyframe every second, made in a temporary folder and used under several
@@ -47,7 +49,14 @@ BASE = TimeSformerConfig(frames=8)
 
 
 def cases(settings: Settings) -> Iterable[Case]:
-    """All of them."""
+    """All of them; on a GPU those that are about one."""
+    from msq.bench import extract_on_gpu, extract_workers
+
+    if settings.device.startswith("cuda") or settings.quick:
+        yield from extract_on_gpu.cases()
+    if settings.device.startswith("cuda"):
+        return
+    yield extract_workers.case()
     for name, config, clips in (("decoding", TINY, 96), ("both", MIDDLE, 48)):
         yield Case(
             name=f"pipeline, cost is {name}",
@@ -90,6 +99,7 @@ class Runs:
     folder: Path
     encoders: tuple[VideoEncoder, ImageEncoder]
     watched: bool = False  # their memory is
+    batch: int = BATCH
     results: list[ExtractResult] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
@@ -106,7 +116,9 @@ class Runs:
         """One run."""
         video, image = self.encoders
         with PeakMemory() if self.watched else nullcontext() as peak:
-            result = extract(data, self.store, video=video, image=image, batch=BATCH, **options)
+            result = extract(
+                data, self.store, video=video, image=image, batch=self.batch, **options
+            )
         self.results.append(result)
         if peak is not None:
             self.peaks.append(peak.bytes)
@@ -142,7 +154,7 @@ def _pipeline(config: TimeSformerConfig, clips: int, settings: Settings) -> Iter
     config, clips = (TINY, 6) if settings.quick else (config, clips)
     with tempfile.TemporaryDirectory(prefix="msq-bench-") as name:
         folder = Path(name)
-        data = dataset(folder, clips, _videos(folder, 2, 1 if settings.quick else 4))
+        data = dataset(folder, clips, videos(folder, 2, 1 if settings.quick else 4))
         runs = Runs(folder, (video_encoder(config), image_encoder(config)))
 
         def gate() -> Gate:
@@ -183,7 +195,7 @@ def _pipeline(config: TimeSformerConfig, clips: int, settings: Settings) -> Iter
 @contextmanager
 def _decoding(settings: Settings) -> Iterator[Prepared]:
     with tempfile.TemporaryDirectory(prefix="msq-bench-") as name:
-        files = _videos(Path(name), 2, 1 if settings.quick else 4)
+        files = videos(Path(name), 2, 1 if settings.quick else 4)
         picture = Picture(16, "uniform", 224, "torch")
         tasks = [
             DecodeTask(row, files[row % 2], None, None, (picture,))
@@ -214,7 +226,7 @@ def _long(settings: Settings) -> Iterator[Prepared]:
     counts = (8, 16) if settings.quick else (200, 5000)
     with tempfile.TemporaryDirectory(prefix="msq-bench-") as name:
         folder = Path(name)
-        files = _videos(folder, 4, 1, size=(64, 48))
+        files = videos(folder, 4, 1, size=(64, 48))
         few, many = (dataset(folder, count, files) for count in counts)
         runs = {
             side: Runs(folder, (video_encoder(TINY), image_encoder(TINY)), watched=True)
@@ -257,9 +269,10 @@ def _long(settings: Settings) -> Iterator[Prepared]:
         )
 
 
-def _videos(
+def videos(
     folder: Path, count: int, seconds: int, size: tuple[int, int] = (640, 480)
 ) -> list[Path]:
+    """Files of noise and moving blocks, a keyframe a second."""
     files = [folder / f"{k}.mp4" for k in range(count)]
     for k, file in enumerate(files):
         make_video(file, seconds, 30 + k, size)

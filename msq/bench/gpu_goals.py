@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from msq.bench.end_to_end_goals import THEIRS, memory_over, over, share
-from msq.bench.flops import step_flops
 from msq.bench.gpu_ffn import over_apart
 from msq.bench.gpu_micro import BACKENDS, ratio
 from msq.bench.gpu_parts import CHARADES_STEPS
 from msq.bench.gpu_stack import times_faster
+from msq.head.flops import step_flops
 
 Found = Mapping[str, Mapping[str, Any]]
 STEP, WITHOUT = "step K=157 B=256 p=0.1", "step K=157 B=256 p=0"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from msq.bench.cases import Gate, worst_of
-from msq.bench.flops import step_flops
 from msq.bench.torch_sides import AuthorsHead, Step, TorchDecoder
 from msq.config import HeadConfig
+from msq.head.flops import step_flops
 from msq.head.loss import head_loss
 from msq.head.masks import Masks, step_masks
 from msq.head.model import MSQNet

@@ -170,7 +170,7 @@ def step_memory(shape: EndToEndShape) -> StepMemory:
 
 def step_flops(shape: EndToEndShape) -> int:
     """Operations of a whole step, over all processes, two per product and sum."""
-    from msq.bench.flops import step_flops as head_step_flops
+    from msq.head.flops import step_flops as head_step_flops
 
     head = shape.head
     whole = replace(shape.backbone, clips=shape.batch)

@@ -53,7 +53,7 @@ class EncodedTokens:
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each of several lists of rows with its tokens; later clips are decoded meanwhile."""
-        chunks = [list(part.split(AT_ONCE)) for part in parts]
+        chunks = [list(torch.split(part, AT_ONCE)) for part in parts]
         frames = self._frames(
             [self._clips[row] for row in chunk.tolist()] for part in chunks for chunk in part
         )

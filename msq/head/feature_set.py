@@ -103,9 +103,7 @@ class Features:
             changes["ids"] = tuple(self.ids[row] for row in listed)
             changes["splits"] = tuple(self.splits[row] for row in listed)
             changes["tokens"] = (
-                self.tokens[rows]
-                if isinstance(self.tokens, Tensor)
-                else self.tokens.select(rows)
+                self.tokens[rows] if isinstance(self.tokens, Tensor) else self.tokens.select(rows)
             )
             changes["image"] = None if self.image is None else self.image[rows]
             kept = set(changes["ids"])

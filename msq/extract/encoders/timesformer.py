@@ -354,9 +354,7 @@ class TimeSformer(nn.Module):
         for block in self.blocks:
             if self.checkpointing and tokens.requires_grad:
                 # What a layer computes is the same both times: it draws no random numbers.
-                tokens = checkpoint(
-                    block, tokens, t, use_reentrant=False, preserve_rng_state=False
-                )
+                tokens = checkpoint(block, tokens, t, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, t)
         return cast(Tensor, self.norm(tokens))
