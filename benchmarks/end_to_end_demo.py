@@ -97,7 +97,7 @@ def main() -> int:
     given = parser.parse_args()
     work, small = given.work, given.small
     work.mkdir(parents=True, exist_ok=True)
-    clips, epochs = ((48, 24), (2, 1)) if small else ((640, 240), (30, 6))
+    clips, epochs = ((48, 24), (2, 1)) if small else ((640, 240), (30, 4))
     if not (work / "world" / "manifest.csv").exists():
         msq("world", work / "world", "--train", clips[0], "--test", clips[1], "--seed", 0)
     msq("extract", "--manifest", work / "world" / "manifest.csv", "--classes",
