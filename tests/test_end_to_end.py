@@ -341,3 +341,12 @@ def test_memory_that_runs_out_names_the_knob(
     monkeypatch.setattr(run_module.EndToEndTraining, "_step", short)
     with pytest.raises(MsqError, match=r"backbone\.accumulate|train\.batch"):
         train_end_to_end(material(data, features, video), settings(), tmp_path, workers=0)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_losses(world: Any) -> None:
+    plain, compiled = (training(world, f"backbone.compile={x}") for x in ("off", "on"))
+    assert compiled.backbone.module is not compiled.backbone.encoder.model
+    assert losses(compiled, 3) == pytest.approx(losses(plain, 3), rel=1e-5)
+    saved, wanted = (run.backbone.state() for run in (compiled, plain))
+    assert list(saved) == list(wanted)
