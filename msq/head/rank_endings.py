@@ -16,7 +16,7 @@ from typing import Any
 
 from msq.errors import MsqError, PeerError
 
-KEY = "msq/ended"
+KEY, HEARD = "msq/ended", "msq/heard"
 LOOK = 0.5  # seconds between two looks at whether another one has ended
 PATIENCE = 3.0  # seconds for it to say why, and then for this process to notice by itself
 LAST = 5.0  # seconds until a process that does not is ended
@@ -28,11 +28,12 @@ class Endings:
 
     Args:
         store: that all are connected to.
-        rank: of this process.
+        rank: of this process; the first one holds the store.
+        world: how many there are.
     """
 
-    def __init__(self, store: Any, rank: int) -> None:
-        self._store, self._rank = store, rank
+    def __init__(self, store: Any, rank: int, world: int) -> None:
+        self._store, self._rank, self._world = store, rank, world
         self._watched = store.clone()  # a connection of the thread's own
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="endings")
@@ -47,6 +48,7 @@ class Endings:
         """
         self._over.set()
         if isinstance(error, PeerError):
+            self._linger()
             return error
         lost = is_lost_connection(error)
         end = time.monotonic() + PATIENCE
@@ -58,6 +60,7 @@ class Endings:
                 "the last checkpoint is kept, run all of them again to go on"
             )
         said = self._say(error)
+        self._linger()
         return error if said is None or said["rank"] == self._rank else _peer_error(said)
 
     def close(self) -> None:
@@ -75,6 +78,17 @@ class Endings:
         except (RuntimeError, ValueError):  # the store went with the process that held it
             return None
         return said
+
+    def _linger(self) -> None:
+        """The first process waits a little for the others, which may be about to ask its store."""
+        try:
+            self._store.set(f"{HEARD}/{self._rank}", "yes")
+            every = [f"{HEARD}/{rank}" for rank in range(self._world)]
+            end = time.monotonic() + PATIENCE
+            while self._rank == 0 and time.monotonic() < end and not self._store.check(every):
+                time.sleep(0.05)
+        except RuntimeError:
+            return  # the store went with the process that held it
 
     @staticmethod
     def _told(store: Any) -> bool:

@@ -252,7 +252,7 @@ def _connected(spot: Place, device: torch.device, environment: Mapping[str, str]
             f"launcher: the {spot.world} processes did not find each other at {meeting}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    endings = Endings(store, spot.rank)
+    endings = Endings(store, spot.rank, spot.world)
     return Ranks(spot.rank, spot.world, spot.local_world, device, words, endings)
 
 
