@@ -134,9 +134,10 @@ class GlobalToken(StrEnum):
 
 
 class TableFormat(StrEnum):
-    """How a table is written."""
+    """How results are written: as a table, or as a page with curves and bars."""
 
     terminal = "terminal"
     markdown = "markdown"
     latex = "latex"
     csv = "csv"
+    html = "html"

@@ -164,7 +164,7 @@ def grid(
     if file is None:
         raise UsageError("expected a grid file or the name of a preset (msq grid --list)")
     if show:
-        typer.echo(grids.text(file), nl=False)
+        grids.show_file(file, json=json)
         return
     places = sweeps.devices(device)
     count = workers or len(places)
@@ -188,18 +188,23 @@ def report(
         list[Path], typer.Argument(metavar="RUN…", help="Folders of sweeps, grids and runs.")
     ],
     format_: Annotated[
-        TableFormat, typer.Option("--format", help="How the table is written.")
-    ] = TableFormat.terminal,
+        TableFormat | None,
+        typer.Option(
+            "--format",
+            help="terminal by default, or as --out ends: .md, .tex, .csv, .html or .json.",
+        ),
+    ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="Columns: map, map_official, unseen, …; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file, instead of stdout.")] = None,
     json: Json = False,
 ) -> None:
-    """Results in one table: mean ± std, the best marked, the paper's numbers beside ours."""
-    from msq.report import sweeps
+    """Results in one table beside the paper's numbers, or one HTML page with curves and bars."""
+    from msq.report import reports
 
-    sweeps.report(paths, format_.value, tuple(metric or ()), out, json=json)
+    kind = None if format_ is None else format_.value
+    reports.report(paths, kind, tuple(metric or ()), out, json=json)
 
 
 def add_sweep_commands(app: typer.Typer) -> None:
@@ -208,4 +213,4 @@ def add_sweep_commands(app: typer.Typer) -> None:
         zero_shot
     )
     app.command(epilog="Example: msq grid table3-charades extract.root=DIR --dry-run")(grid)
-    app.command(epilog="Example: msq report runs/table3-charades --format latex")(report)
+    app.command(epilog="Example: msq report runs/table3-charades --out table3.tex")(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import tomllib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from msq.errors import MsqError, UsageError
+from msq.extract.extract_result import ExtractResult
 from msq.extract.request import ExtractRequest
 from msq.head.grid import plan_grid, run_grid
 from msq.head.grid_file import parse_grid, preset_names, preset_text, read_grid
@@ -20,8 +22,10 @@ from msq.head.grid_stores import build_request, extraction_source, text_names
 from msq.head.sweep import outcomes_of, summary
 from msq.head.sweep_plan import read_plan
 from msq.head.sweep_results import baselines, lines
+from msq.report.sweeps import exit_code
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
+fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
 PAPER = Path(__file__).parents[1] / "docs" / "paper-tables.md"
 TINY = """
 name = "tiny"
@@ -188,6 +192,9 @@ def test_stores_are_shared_by_making_and_told_apart_by_it(tmp_path: Path) -> Non
 
     assert store_of().store == store_of(device="cpu", workers=3, batch=1).store
     assert store_of().key == store_of(device="cpu").key
+    for circumstance in ({"devices": "cuda:0,cuda:1"}, {"scheduler": "dask"}, {"join": True}):
+        other = store_of(**circumstance)
+        assert (other.store, other.key) == (store_of().store, store_of().key), circumstance
     prompt = store_of(prompts=["a video of {}"])
     assert prompt.store == store_of().store  # no video is encoded again for a prompt
     assert prompt.key != store_of().key
@@ -201,11 +208,22 @@ def test_stores_are_shared_by_making_and_told_apart_by_it(tmp_path: Path) -> Non
         build_request({"fraems": 1})
 
 
+def extracted(out: Path, **changes: Any) -> ExtractResult:
+    """What stage one says of a store that has all of its clips."""
+    values: dict[str, Any] = {
+        "store": str(out), "clips": 1, "done": 1, "failed": 0, "skipped": 0, "seconds": 0.0,
+        "clips_per_second": 0.0, "stages": {}, "failures": [], "degraded": [], "skipped_items": [],
+        "unknown_words": {}, "warnings": [],
+    }  # fmt: skip
+    return ExtractResult(**{**values, **changes})
+
+
 class Extraction:
     """Stage one that writes a made-up store; how often, and for what."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int | None, str]] = []
+        self.found: dict[str, Any] = {}
 
     def run(self, request: ExtractRequest, progress: Any = None) -> Any:
         assert request.out is not None
@@ -216,7 +234,7 @@ class Extraction:
             stores.make_store(request.out)
         if request.prompts[0] != "{}":
             stores.add_prompt(request.out, "video-of", request.prompts[0])
-        return SimpleNamespace(done=1, clips=1)
+        return extracted(request.out, **self.found)
 
 
 STAGE_ONE = """
@@ -316,6 +334,11 @@ def test_a_grid_from_the_command_line_with_a_dry_run_first(
     assert {x["name"] for x in json.loads(capsys.readouterr().out)} == set(preset_names())
     assert stores.msq("grid", "components", "--show") == 0
     assert capsys.readouterr().out == preset_text("components")
+    assert stores.msq("grid", "components", "--show", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == tomllib.loads(preset_text("components"))
+    file.write_text("nonsense")
+    assert stores.msq("grid", file, "--show", "--json") == 2
+    assert "g.toml: expected TOML" in capsys.readouterr().err
     assert stores.msq("grid") == 2
 
 
@@ -333,3 +356,57 @@ def test_zero_shot_in_a_grid_shares_class_splits_between_the_modes(
     assert found["done"] == 4
     (clip,) = baselines(lines(plan, outcomes_of(tmp_path / "out", plan)))
     assert clip.row == {"seen": 50, "queries": "CLIP similarity"}  # whatever the heads are like
+
+
+def test_what_stage_one_lost_is_told_by_every_grid_that_reads_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by one that resumes, and by one that only reads what another made."""
+    extraction = Extraction()
+    item = {"item": "b.mp4", "reason": "split 'tset'"}
+    extraction.found = {"skipped": 1, "skipped_items": [item], "warnings": ["a word"]}
+    monkeypatch.setattr(ExtractRequest, "run", lambda self, progress: extraction.run(self))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,labels,split\na.mp4,x,train\n")
+    plan = plan_grid(tiny(f'[extract]\nmanifest = "{manifest}"\n'), tmp_path / "stores")
+    (store,) = (one.store for one in plan.sources.values())
+    for out in ("a", "a", "b"):
+        _, found = run_grid(plan, tmp_path / out)
+        assert found["done"] == 1
+        record = found["stores"][store]
+        assert (record["failed"], record["skipped"]) == (0, 1)
+        assert (record["skipped_items"], record["warnings"]) == ([item], ["a word"])
+        assert exit_code(found) == 3
+    assert len(extraction.asked) == 1
+    Path(store + ".extracted.json").write_text("{")  # damaged: stage one, which resumes, says again
+    _, found = run_grid(plan, tmp_path / "c")
+    assert found["stores"][store]["skipped"] == 1
+    assert len(extraction.asked) == 2
+
+
+def test_a_grid_over_videos_lists_what_it_could_not_use_and_leaves_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["path,labels,split"]
+    for k, split in enumerate(("train", "train", "test", "train", "test", "tset")):
+        fakes.write_video(tmp_path / f"{k}.mp4", k)
+        lines.append(f"{k}.mp4,{'a' if k % 2 else 'b'},{split}")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    manifest, file = tmp_path / "m.csv", tmp_path / "g.toml"
+    manifest.write_text("\n".join([*lines, "broken.mp4,a,train"]) + "\n")
+    file.write_text(TINY + f'val = 0.0\n[extract]\nmanifest = "{manifest}"\nworkers = 0\n')
+    given = ("grid", file, "--stores", tmp_path / "s", "--device", "cpu", "-q",
+             "extract.device=cpu", "--out", tmp_path / "out")  # fmt: skip
+    assert stores.msq(*given, "--json") == 3
+    told = capsys.readouterr()
+    for text in ("skipped: ", "'tset'", "failed: ", "1 of 6 clips failed, 1 skipped"):
+        assert text in told.err
+    document = json.loads(told.out)
+    assert (document["done"], document["failed"]) == (1, 0)  # of trials
+    (record,) = document["stores"].values()
+    assert (record["clips"], record["done"], record["failed"], record["skipped"]) == (6, 5, 1, 1)
+    assert [one["clip"] for one in record["failures"]] == ["broken"]
+    assert len(record["skipped_items"]) == 1
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == document
+    assert stores.msq(*given) == 3  # nothing is left to do, and it says the same
+    assert "1 of 6 clips failed, 1 skipped" in capsys.readouterr().err

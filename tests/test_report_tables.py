@@ -19,7 +19,7 @@ from msq.errors import UsageError
 from msq.head.sweep_plan import Plan
 from msq.head.trials import Trial
 from msq.report.table_formats import cells, csv_text, document, escape, latex, markdown
-from msq.report.tables import Row, Table, joined, sweep_table
+from msq.report.tables import Row, Table, joined, load_table, load_tables, sweep_table
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
 
@@ -226,3 +226,57 @@ def test_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = (out / "per_class.csv").read_text().splitlines()
     assert lines[0] == "seen,queries,split,trial,class,ap"
     assert len(lines) == 1 + 3 * 4
+
+
+@pytest.mark.parametrize("said", [True, False])  # runs did not always say their task
+@pytest.mark.parametrize(
+    ("task", "more", "columns"),
+    [("singlelabel", {}, ("top1",)),
+     ("multilabel", {"accuracy": 0.9}, ("map", "map_micro", "map_official"))],
+)  # fmt: skip
+def test_the_columns_of_a_run_are_those_of_its_task(
+    tmp_path: Path, task: str, more: dict[str, float], columns: tuple[str, ...], said: bool
+) -> None:
+    metrics = {"map": 0.5, "map_micro": 0.4, "map_official": 0.45, "top1": 0.75, **more}
+    result = {"metrics": metrics, "protocol": "paper", **({"task": task} if said else {})}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert load_table(tmp_path).metrics == columns
+
+
+def test_report_writes_the_file_that_it_is_asked_for_or_says_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    result = {"metrics": {"map": 0.5, "top1": 0.75}, "task": "singlelabel", "protocol": "paper"}
+    (run / "result.json").write_text(json.dumps(result))
+    beginnings = {"t.md": "**run** (%)", "t.tex": "% needs", "t.csv": "queries,", "t.json": "{\n",
+                  "new/t.html": "<!doctype html>"}  # fmt: skip
+    for name, beginning in beginnings.items():
+        assert stores.msq("report", run, "--out", tmp_path / name) == 0
+        assert (tmp_path / name).read_text().startswith(beginning)
+        told = capsys.readouterr()
+        assert (told.out, name in told.err) == ("", True)
+    assert stores.msq("report", run, "--json", "--out", tmp_path / "j") == 0
+    assert json.loads((tmp_path / "j").read_text())["metrics"] == ["top1"]
+    assert stores.msq("report", run, "--format", "csv", "--out", tmp_path / "t.txt") == 0
+    assert (tmp_path / "t.txt").read_text().startswith("queries,")
+    capsys.readouterr()
+    for name, more in (("x.txt", ()), ("x.md", ("--format", "terminal"))):
+        assert stores.msq("report", run, "--out", tmp_path / name, *more) == 2
+        assert "expected --format markdown, latex, csv or html" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
+    assert stores.msq("report", run, "--json", "--format", "csv") == 2
+    assert "expected --json or --format csv, found both" in capsys.readouterr().err
+    (run / "result.json").write_text("{")
+    assert stores.msq("report", run) == 2
+    assert "result.json: expected the result of a run" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "run" for name in ("a", "b")]
+    for path in paths:
+        path.mkdir(parents=True)
+        (path / "result.json").write_text('{"metrics": {"top1": 0.5}, "task": "singlelabel"}')
+    assert [table.title for table in load_tables(paths)] == [str(path) for path in paths]
+    assert [table.title for table in load_tables(paths[:1])] == ["run"]

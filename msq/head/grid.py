@@ -21,7 +21,12 @@ from msq.head.class_splits import (
 )
 from msq.head.features import configured_features
 from msq.head.grid_file import Grid, Setting
-from msq.head.grid_stores import extraction_source, make_stores, read_classes
+from msq.head.grid_stores import (
+    extraction_records,
+    extraction_source,
+    make_stores,
+    read_classes,
+)
 from msq.head.sweep import prepare
 from msq.head.sweep_claims import claim
 from msq.head.sweep_plan import Plan, Source, outcome_path, write_outcome
@@ -178,8 +183,9 @@ def run_grid(
         how: as `msq.head.sweep_workers.run_sweep` takes.
 
     Returns:
-        The plan in force and the summary of `run_sweep`. A store that could not be made is the
-        failure of its trials, and of no other.
+        The plan in force and the summary of `run_sweep`, with `stores`: what stage one said of each
+        store that it made, now or earlier (`extraction_records`). A store that could not be made is
+        the failure of its trials, and of no other.
     """
     problems: dict[str, Exception] | None = None
 
@@ -198,7 +204,8 @@ def run_grid(
             with claim(out, trial.id) as mine:
                 if mine and trial.source == key and not outcome_path(out, trial.id).exists():
                     write_outcome(out, failure(trial.id, problem))
-    return plan, run_sweep(out, plan, **how)
+    summary = run_sweep(out, plan, **how)
+    return plan, {**summary, "stores": extraction_records(plan)}
 
 
 def _needed(out: Path, plan: Plan) -> set[str]:

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 TEXT = ("text_encoder", "text_pooling", "prompts")
 # Where and how fast, not what.
-CIRCUMSTANCES = ("root", "out", "device", "shard", "batch", "workers", "retry_failed", "policy")
+CIRCUMSTANCES = ("root", "out", "device", "devices", "scheduler", "shard", "batch", "workers",
+                 "retry_failed", "policy")  # fmt: skip
+# What is kept of the result of stage one.
+KEPT = ("clips", "done", "failed", "skipped", "left_out", "failures", "degraded", "skipped_items",
+        "left_out_items", "warnings")  # fmt: skip
 
 
 def build_request(settings: Mapping[str, Any], out: Path | None = None) -> ExtractRequest:
@@ -65,13 +69,15 @@ def extraction_source(settings: Mapping[str, Any], stores: Path) -> Source:
         for key, value in dataclasses.asdict(request).items()
         if key not in CIRCUMSTANCES and value is not None
     }
+    decides["join"] = False  # a circumstance too, with a place in the names of stores all the same
+    decides.setdefault("task", "multilabel")  # which stood there when it was the default
     for key in ("manifest", "classes"):
         if decides.get(key) is not None:
             decides[key] = _content(Path(decides[key]))
     plain = json.loads(json.dumps(decides, sort_keys=True, default=str))
     making = {key: value for key, value in plain.items() if key not in TEXT}
     name = request.dataset or (request.manifest.stem if request.manifest else "clips")
-    path = stores / f"{name}-{_hash(making)[:12]}.zarr"
+    path = stores.resolve() / f"{name}-{_hash(making)[:12]}.zarr"
     return Source(str(path), {"extract": plain}, dict(settings))
 
 
@@ -113,10 +119,11 @@ def make_stores(
     for key, source in plan.sources.items():
         if source.extract is None or key not in wanted:
             continue
-        if text_names(Path(source.store), source.extract):
+        path = Path(source.store)
+        if text_names(path, source.extract) and _record(path):
             continue
         try:
-            _make(Path(source.store), source.extract, progress)
+            _make(path, source.extract, progress)
         except Exception as error:
             problems[key] = error
     return problems
@@ -131,8 +138,10 @@ def _make(
     from msq.extract.store import open_store
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    request = build_request(settings, path)
+    # Another command may be at the same store: then both make it, and both go on with it.
+    request = dataclasses.replace(build_request(settings, path), join=True)
     result = request.run(None if progress is None else lambda event: progress(str(path), event))
+    write_json(_record_path(path), {key: getattr(result, key) for key in KEPT})
     if not result.done:
         raise MsqError(f"{path}: none of its {result.clips} clips could be encoded")
     texts = list(open_store(path).encoders("text"))
@@ -146,6 +155,18 @@ def _make(
         "text": text, "prompt": prompts[0] if text is not None and len(prompts) == 1 else None
     }  # fmt: skip
     write_json(_made_path(path), made)
+
+
+def extraction_records(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What stage one said of each store that a plan has it make; kept beside the stores.
+
+    Returns:
+        Store -> `clips, done, failed, skipped, left_out` (counts), `failures, degraded,
+        skipped_items, left_out_items, warnings`, as in `ExtractResult`. Stores that are not there
+        are left out.
+    """
+    paths = {one.store: Path(one.store) for one in plan.sources.values() if one.extract is not None}
+    return {store: record for store, path in paths.items() if (record := _record(path))}
 
 
 def text_names(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
@@ -163,13 +184,23 @@ def _made_path(path: Path) -> Path:
     return path.with_name(path.name + ".made.json")
 
 
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".extracted.json")
+
+
 def _read_made(path: Path) -> dict[str, dict[str, str | None]]:
+    return _read(_made_path(path))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What stage one said of a store; {} before it is made."""
+    return _read(_record_path(path)) if path.exists() else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file beside a store; {} where there is none, or a damaged one: it is written again."""
     try:
-        found: dict[str, dict[str, str | None]] = json.loads(
-            _made_path(path).read_text(encoding="utf-8")
-        )
-    except FileNotFoundError:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return {}  # it is written again
-    return found
+    return found if isinstance(found, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,28 @@ def text(file: str) -> str:
     if file in preset_names():
         return preset_text(file)
     if Path(file).is_file():
-        return Path(file).read_text(encoding="utf-8")
+        try:
+            return Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file}: expected a grid file; {error}") from None
     near = configuration.nearest(file, preset_names())
     raise UsageError(f"grid {file!r}: no such file, and no preset of this name{near}")
+
+
+def show_file(file: str, *, json: bool = False) -> None:
+    """Print a grid file, or a preset: as it is, or its tables and values as JSON.
+
+    Raises:
+        UsageError: no such file, or with `json` one that is not TOML.
+    """
+    content = text(file)
+    if not json:
+        print(content, end="")
+        return
+    try:
+        terminal.print_json(tomllib.loads(content))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: expected TOML; {error}") from None
 
 
 def show_list(*, json: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ STYLE = """
         --c: #3d8b55; --d: #8a56ac; --e: #777; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; font-size: 1.2rem; }
-p.note { color: var(--mute); } figure { margin: 1rem 0; } figcaption { color: var(--mute); }
+.note, figcaption { color: var(--mute); } figure { margin: 1rem 0; }
 img.strip { max-width: 100%; border-radius: 4px; display: block; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
@@ -25,9 +25,13 @@ th:first-child, td:first-child { text-align: left; } td.best { font-weight: 700;
 .bar i { display: block; height: .8rem; border-radius: 2px; background: var(--a); }
 .bar.b i { background: var(--b); } .bar span { white-space: nowrap; overflow: hidden;
 text-overflow: ellipsis; } .bar b { font-weight: 400; text-align: right; }
+.bar.n { grid-template-columns: 13rem 1fr 4rem 6rem; } .bar em { color: var(--mute); }
 .hit { font-weight: 700; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
+.key { white-space: nowrap; margin-right: 1.2rem; } .key svg { vertical-align: middle; }
+.facts td { text-align: left; overflow-wrap: anywhere; } pre { overflow-x: auto; }
 """
 COLOURS = ("var(--a)", "var(--b)", "var(--c)", "var(--d)", "var(--e)")
+DASHES = ("none", "7 4", "2 3")  # tell lines of one colour apart
 
 
 def page(title: str, lead: str, sections: Sequence[str]) -> str:
@@ -48,6 +52,27 @@ def section(title: str, *parts: str, note: str = "") -> str:
     return f"<h2>{html.escape(title)}</h2>\n{remark}\n" + "\n".join(parts)
 
 
+def remarks(lines: Sequence[str]) -> str:
+    """Grey remarks below something, one to a line; nothing without any."""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f'<ul class="note">{items}</ul>' if items else ""
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and what they are, as text."""
+    body = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(what)}</td></tr>" for name, what in rows
+    )
+    return f'<div class="scroll"><table class="facts">{body}</table></div>'
+
+
+def folded(title: str, text: str) -> str:
+    """Text as it is, to be opened by a click (no script is in that)."""
+    return (
+        f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
+    )
+
+
 def strip(frames: np.ndarray, caption: str, *, height: int = 96) -> str:
     """Frames uint8 [T, H, W, 3] side by side as one JPEG, with a caption."""
     width = max(1, round(frames.shape[2] * height / frames.shape[1]))
@@ -63,20 +88,42 @@ def strip(frames: np.ndarray, caption: str, *, height: int = 96) -> str:
     )
 
 
-def bars(rows: Sequence[tuple[str, float, bool]], *, digits: int = 2) -> str:
-    """(name, fraction 0 to 1, marked) as horizontal bars; marked rows take the second colour."""
+def bars(
+    rows: Sequence[tuple[str, float, bool]], *, digits: int = 2, beside: Sequence[str] = ()
+) -> str:
+    """Horizontal bars.
+
+    Args:
+        rows: name, fraction 0 to 1, whether it takes the second colour.
+        digits: of the numbers.
+        beside: a few grey words at the end of each row; () for none.
+    """
     lines = []
-    for name, value, marked in rows:
+    for k, (name, value, marked) in enumerate(rows):
         share = 100 * min(max(value, 0.0), 1.0)
+        kind = f"bar{' b' if marked else ''}{' n' if beside else ''}"
+        words = f"<em>{html.escape(beside[k])}</em>" if beside else ""
         lines.append(
-            f'<div class="bar{" b" if marked else ""}"><span>{html.escape(name)}</span>'
-            f'<i style="width:{share:.1f}%"></i><b>{value:.{digits}f}</b></div>'
+            f'<div class="{kind}"><span title="{html.escape(name)}">{html.escape(name)}</span>'
+            f'<i style="width:{share:.1f}%"></i><b>{value:.{digits}f}</b>{words}</div>'
         )
     return "\n".join(lines)
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[str]], best: bool = True) -> str:
-    """A table; the largest number of each column stands in bold when `best`."""
+def grid(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    best: bool = True,
+    marks: Collection[tuple[int, int]] = (),
+) -> str:
+    """A table.
+
+    Args:
+        header: names of its columns.
+        rows: of text.
+        best: put the largest number of each column in bold.
+        marks: (row, column) of what stands in bold besides.
+    """
     tops = {}
     for column in range(1, len(header)):
         numbers = [_number(row[column]) for row in rows]
@@ -85,10 +132,10 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], best: bool = True
             tops[column] = max(known)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = []
-    for row in rows:
+    for k, row in enumerate(rows):
         cells = []
         for column, cell in enumerate(row):
-            mark = column in tops and _number(cell) == tops[column]
+            mark = (column in tops and _number(cell) == tops[column]) or (k, column) in marks
             cells.append(f"<td{' class=best' if mark else ''}>{html.escape(cell)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>'
@@ -101,44 +148,54 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def curves(series: Mapping[str, Sequence[float]], *, x: str, y: str) -> str:
-    """Lines over 1, 2, 3 … in one SVG, y from 0 to the largest value."""
-    width, height, left, bottom = 640, 260, 44, 34
-    longest = max((len(v) for v in series.values()), default=0)
-    top = max((max(v) for v in series.values() if v), default=0.0) or 1.0
-    parts = [
-        f'<line x1="{left}" y1="{height - bottom}" x2="{width}" y2="{height - bottom}" '
-        'stroke="currentColor" stroke-opacity=".4"/>'
-    ]
+def curves(series: Mapping[str, Sequence[float | None]], *, x: str, y: str) -> str:
+    """Lines over 1, 2, 3 … in one SVG, y from 0 to the largest value.
+
+    Args:
+        series: name -> a value at each place, None where there is none.
+        x: what the places are.
+        y: what the values are.
+    """
+    width, height, left, base, ceiling = 640, 240, 44, 206, 16
+    longest = max((len(values) for values in series.values()), default=0)
+    top = max((v for values in series.values() for v in values if v is not None), default=0) or 1.0
+    parts, keys = [], []
     for share in (0.0, 0.5, 1.0):
-        level = height - bottom - share * (height - bottom - 16)
-        parts.append(f'<text x="4" y="{level + 4:.1f}">{share * top:.2f}</text>')
+        level = base - share * (base - ceiling)
+        parts.append(f'<text x="4" y="{level + 4:.1f}">{share * top:.3g}</text>')
         parts.append(
             f'<line x1="{left}" y1="{level:.1f}" x2="{width}" y2="{level:.1f}" '
-            'stroke="currentColor" stroke-opacity=".12"/>'
+            f'stroke="currentColor" stroke-opacity="{0.12 if share else 0.4}"/>'
         )
     for k, (name, values) in enumerate(series.items()):
-        points = [
-            (
-                left + (width - left - 150) * i / max(longest - 1, 1),
-                height - bottom - v / top * (height - bottom - 16),
-            )
-            for i, v in enumerate(values)
-        ]
-        if not points:
+        known = [(i, v) for i, v in enumerate(values) if v is not None]
+        if not known:
             continue
-        colour = COLOURS[k % len(COLOURS)]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(
-            f'<text x="{width - 140}" y="{30 + 18 * k}" style="fill:{colour}">'
-            f"{html.escape(name)} {values[-1]:.3f}</text>"
+        step = (width - left - 8) / max(longest - 1, 1)
+        places = [(left + step * i, base - v / top * (base - ceiling)) for i, v in known]
+        parts.append(_line(places, _stroke(k)))
+        keys.append(
+            '<span class="key"><svg width="26" height="8"><line x1="0" y1="4" x2="24" y2="4" '
+            f"{_stroke(k)}/></svg> {html.escape(name)} {known[-1][1]:.3f}</span>"
         )
     parts.append(f'<text x="{left}" y="{height - 8}">{html.escape(x)} 1 to {longest}</text>')
-    parts.append(f'<text x="4" y="10">{html.escape(y)}</text>')
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" '
-        f'role="img" aria-label="{html.escape(y, quote=True)} over {html.escape(x, quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
+        f'<figure><svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" '
+        f'role="img" aria-label="{html.escape(y)} over {html.escape(x)}">{"".join(parts)}</svg>'
+        f"<figcaption>{html.escape(y)}, the last value: {' '.join(keys)}</figcaption></figure>"
     )
+
+
+def _stroke(number: int) -> str:
+    """How the line of this number is drawn."""
+    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+    return f'stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="2" stroke-dasharray="{dashes}"'
+
+
+def _line(places: Sequence[tuple[float, float]], stroke: str) -> str:
+    """A line through places; a ring where there is one, which makes no line."""
+    if len(places) == 1:
+        (x, y), *_ = places
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="none" {stroke}/>'
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline points="{points}" fill="none" {stroke}/>'

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from msq import config as configuration
 from msq.errors import MsqError, UsageError
-from msq.extract.request import resolve_device
+from msq.extract.devices import resolve_device
 from msq.report import terminal
+from msq.report.stage_one import item_line
 
 if TYPE_CHECKING:
     from msq.head.sweep_plan import Plan
@@ -34,11 +35,13 @@ def devices(names: str) -> list[str]:
 
 
 def thread_count(workers: int, threads: int | None) -> int:
-    """Threads of each process: what was asked for, else an equal share of the cores."""
+    """Threads of each process: asked for, else an equal share of the cores it may use."""
+    from msq.extract.decode_pool import cores
+
     if threads is not None:
         return threads
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // max(workers, 1))
+    return int(given) if given.isdigit() else max(1, cores() // max(workers, 1))
 
 
 def choices(given: Sequence[str]) -> dict[str, list[Any]]:
@@ -116,6 +119,7 @@ def conclude(
     outcomes = outcomes_of(out, plan)
     if not outcomes:
         first = summary["failures"][0]
+        say_left_out(summary.get("stores", {}))
         raise MsqError(f"{out}: every trial failed; the first, {first['name']}: {first['error']}")
     table = sweep_table(plan, outcomes)
     found = {
@@ -164,46 +168,38 @@ def show(found: Mapping[str, Any], out: Path) -> None:
 
 
 def say_failures(found: Mapping[str, Any]) -> None:
-    """The first few failures on stderr."""
+    """The first few failures on stderr, and what is missing in the stores that a grid made."""
     for failure in found["failures"][:SHOWN]:
         terminal.say(f"failed: {failure['name']} ({failure['id']}): {failure['error']}")
     if found["failed"]:
         more = found["failed"] - SHOWN
         rest = f"{more} more failed; " if more > 0 else ""
         terminal.say(f"{rest}--retry-failed tries again")
+    say_left_out(found.get("stores", {}))
+
+
+def say_left_out(stores: Mapping[str, Mapping[str, Any]]) -> None:
+    """The first few clips and manifest lines that are not in the stores of a grid, on stderr.
+
+    Args:
+        stores: as `msq.head.grid_stores.extraction_records` gives them.
+    """
+    for store, record in stores.items():
+        for warning in record["warnings"]:
+            terminal.say(f"warning: {store}: {warning}")
+        for title, key in (("failed", "failures"), ("degraded", "degraded"),
+                           ("skipped", "skipped_items")):  # fmt: skip
+            for item in record[key][:SHOWN]:
+                terminal.say(f"{title}: {store}: {item_line(item)}")
+            if (more := len(record[key]) - SHOWN) > 0:
+                terminal.say(f"{title}: {store}: … and {more} more "
+                             f"(all in {store}.extracted.json)")  # fmt: skip
+        if record["failed"] or record["skipped"]:
+            terminal.say(f"{store}: {record['failed']} of {record['clips']} clips failed, "
+                         f"{record['skipped']} skipped: no head has seen them")  # fmt: skip
 
 
 def exit_code(found: Mapping[str, Any]) -> int:
-    """0 done, 3 where a trial failed."""
-    return 3 if found["failed"] else 0
-
-
-def report(
-    paths: Sequence[Path], kind: str, metrics: Sequence[str], out: Path | None, *, json: bool
-) -> None:
-    """Show sweeps, grids and runs in one table.
-
-    Raises:
-        UsageError: a folder that is none of them, or a metric that is not there.
-    """
-    from msq.report.table_formats import FORMATS, document, remarks
-    from msq.report.tables import joined, load_table
-
-    # Of several, each may lack a metric that another has.
-    alone = metrics if len(paths) == 1 else ()
-    table = joined([load_table(path, alone) for path in paths], metrics)
-    if json:
-        terminal.print_json(document(table))
-        return
-    if kind == "terminal":
-        FORMATS[kind](table)
-        return
-    for remark in remarks(table):
-        if remark.startswith("warning"):
-            terminal.say(remark)
-    text = FORMATS[kind](table)
-    if out is None:
-        print(text, end="")
-    else:
-        out.write_text(text, encoding="utf-8")
-        terminal.say(str(out))
+    """0 done, 3 where a trial failed, or a clip or manifest line of a store that the grid made."""
+    stores = found.get("stores", {}).values()
+    return 3 if found["failed"] or any(x["failed"] or x["skipped"] for x in stores) else 0

@@ -8,7 +8,7 @@ rows only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from msq.errors import UsageError
 from msq.head.sweep_plan import Plan
 from msq.head.sweep_results import Line, Outcomes, baselines, lines
+from msq.report.run_files import read_result, run_name
 from msq.report.table_remarks import decided_by_validation, leaking_splits
 
 DEFAULT = {"multilabel": ("map", "map_micro", "map_official"), "singlelabel": ("top1",)}
@@ -190,13 +191,9 @@ def run_table(path: Path) -> Table:
     """A run directory as a table of one row.
 
     Raises:
-        UsageError: the run is not finished.
+        UsageError: the run is not finished, or its result is damaged.
     """
-    try:
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: expected a sweep (plan.json) or a finished run (result.json), "
-                         "found neither") from None  # fmt: skip
+    result = read_result(path)
     metrics = {k: v for k, v in result["metrics"].items() if isinstance(v, int | float)}
     std = result.get("spread", {})
     cells = {k: {"mean": v, "std": std.get(k), "values": [v]} for k, v in metrics.items()}
@@ -204,11 +201,11 @@ def run_table(path: Path) -> Table:
             ("views", "test views"), ("split", "splits"))  # fmt: skip
     compare = {name: str(result[key]) for key, name in keys if result.get(key)}
     labels = {"queries": result.get("queries"), "classifier": result.get("classifier")}
-    wanted = DEFAULT["multilabel" if "map_micro" in metrics else "singlelabel"]
+    # Runs did not always say their task; only those of multilabel have this metric.
+    task = result.get("task") or ("multilabel" if "accuracy" in metrics else "singlelabel")
     count = len(result.get("partitions", ())) or 1
-    return Table(
-        path.name, tuple(labels), wanted, [Row(labels, cells, None, compare, count, count)]
-    )
+    row = Row(labels, cells, None, compare, count, count)
+    return Table(run_name(path), tuple(labels), DEFAULT[task], [row])
 
 
 def joined(tables: Sequence[Table], metrics: Sequence[str] = ()) -> Table:
@@ -254,6 +251,18 @@ def load_table(path: Path, metrics: Sequence[str] = ()) -> Table:
     return replace(found, metrics=tuple(metrics)) if metrics else found
 
 
+def load_tables(paths: Sequence[Path], metrics: Sequence[str] = ()) -> list[Table]:
+    """Those of several folders, for `joined`; folders of one name are told apart by their paths.
+
+    Raises:
+        UsageError: as `load_table`. Of several, each may lack a metric that another has.
+    """
+    tables = [load_table(path, metrics if len(paths) == 1 else ()) for path in paths]
+    titles = [table.title for table in tables]
+    return [replace(table, title=str(path)) if titles.count(table.title) > 1 else table
+            for path, table in zip(paths, tables, strict=True)]  # fmt: skip
+
+
 def heading(metric: str) -> str:
     """A metric as a column names it."""
     return NAMES.get(metric, metric.replace("_", " "))
@@ -270,6 +279,3 @@ def paper_notes(table: Table) -> list[str]:
 
 def _words(labels: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in labels.items())
-
-
-Renderer = Callable[[Table], str]

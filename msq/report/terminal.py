@@ -33,16 +33,17 @@ def say(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """Exactly one JSON document on stdout; NaN becomes null."""
-    sys.stdout.write(_json(document))
+    sys.stdout.write(json_text(document))
     sys.stdout.flush()
 
 
 def write_json(path: Path, document: Any) -> None:
     """The same document as a file."""
-    path.write_text(_json(document), encoding="utf-8")
+    path.write_text(json_text(document), encoding="utf-8")
 
 
-def _json(document: Any) -> str:
+def json_text(document: Any) -> str:
+    """The same document as text, with a line end."""
     return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
