@@ -63,6 +63,7 @@ def test_quick_runs_give_every_figure() -> None:
     assert all(case["gate"]["ok"] for case in found.values())
     both = found["pipeline, cost is both"]["figures"]
     assert both["throughput over cores / core-seconds"]["goal"] == 0.9
+    assert both["throughput over that of a process per core"]["value"] > 0
     # A process more costs something, and decoding takes place in it: nothing is left out.
     assert both["processor time over that of the parts"]["value"] > 0.5
     assert 0 < both["share of writing"]["value"] < 1

@@ -1,7 +1,8 @@
 """Stage one beside what its parts cost alone.
 
-- pipeline: `extract` against the same clips decoded and encoded one after the other by one thread;
-  what cores / (decode + encode core-seconds per clip) would give is the most there is to reach;
+- pipeline: `extract` against the same clips decoded and encoded one after the other by one thread
+  (cores / (decode + encode core-seconds per clip) would be the most there is to reach, if a core
+  worked as fast beside busy ones), and by one process per core at once, which is what it can reach;
 - decode processes: two against one;
 - base-size encoders: the share of the time that goes into writing the store;
 - workers: the default number of decode processes against others (`extract_workers`);
@@ -30,6 +31,7 @@ import torch
 
 from msq.bench.cases import Case, Figure, Gate, Prepared, Settings, Side
 from msq.bench.decode_cases import make_video
+from msq.bench.extract_alone import BATCH, alone, alone_on_every_core
 from msq.bench.process_memory import PeakMemory
 from msq.bench.random_encoders import image_encoder, video_encoder
 from msq.extract.datasets.dataset import Clip, Dataset
@@ -37,12 +39,10 @@ from msq.extract.decode_pool import DecodeTask, Picture, cores, decode, decode_i
 from msq.extract.encoders import ImageEncoder, TimeSformerConfig, VideoEncoder
 from msq.extract.extract_result import ExtractResult
 from msq.extract.pipeline import extract
-from msq.extract.shard_builder import FrameEncoder, encode
 from msq.extract.store import open_store
 
 Taken = Mapping[str, Sequence[tuple[float, float]]]
 TOLERANCE = 1e-4  # of float32 features, over their largest: batches differ
-BATCH = 4
 TINY = TimeSformerConfig(image_size=(32, 32), patch_size=16, frames=4, width=16, depth=1, heads=1)
 MIDDLE = TimeSformerConfig(image_size=(112, 112), frames=8, width=192, depth=6, heads=3)
 BASE = TimeSformerConfig(frames=8)
@@ -131,24 +131,6 @@ def dataset(folder: Path, clips: int, files: Sequence[Path]) -> Dataset:
     return Dataset("bench", ("a", "b"), "multilabel", tuple(rows), "map")
 
 
-def alone(data: Dataset, encoders: Sequence[FrameEncoder]) -> list[list[torch.Tensor]]:
-    """Every clip decoded, then encoded, by one thread: per encoder the features of each clip."""
-    pictures = tuple(dict.fromkeys(Picture.of(encoder.spec) for encoder in encoders))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found: list[list[torch.Tensor]] = [[] for _ in encoders]
-        for first in range(0, len(data.clips), BATCH):
-            rows = range(first, min(first + BATCH, len(data.clips)))
-            window = [decode(DecodeTask(r, data.clips[r].path, None, None, pictures)) for r in rows]
-            for features, encoder in zip(found, encoders, strict=True):
-                which = pictures.index(Picture.of(encoder.spec))
-                features += encode(encoder, [clip.frames[which] for clip in window])
-        return found
-    finally:
-        torch.set_num_threads(before)
-
-
 @contextmanager
 def _pipeline(config: TimeSformerConfig, clips: int, settings: Settings) -> Iterator[Prepared]:
     config, clips = (TINY, 6) if settings.quick else (config, clips)
@@ -174,22 +156,28 @@ def _pipeline(config: TimeSformerConfig, clips: int, settings: Settings) -> Iter
             # Processor time is what a clip costs, whoever else is on the machine.
             costs = statistics.median(cpu for _, cpu in taken["alone"])
             wall = statistics.median(wall for wall, _ in taken["extract"])
+            pairs = zip(taken["on every core"], taken["extract"], strict=True)
             results = runs.results[-len(taken["extract"]) :]
             writing = [r.stages["busy_seconds"]["write"] / r.seconds for r in results]
             used = statistics.median(r.stages["cpu_seconds"] for r in results)
             return {
                 "throughput over cores / core-seconds": Figure(costs / cores() / wall, 0.9),
+                "throughput over that of a process per core": Figure(
+                    statistics.median(each[0] / ours[0] for each, ours in pairs)
+                ),
                 "processor time over that of the parts": Figure(used / costs),
                 "share of writing": Figure(statistics.median(writing), 0.02, most=True)
                 if config is BASE
                 else Figure(statistics.median(writing)),
             }
 
-        sides = {
-            "alone": Side(lambda: alone(data, runs.encoders)),
-            "extract": Side(lambda: runs(data), runs.forget),
-        }
-        yield Prepared(gate, lambda: sides, figures=figures)
+        with alone_on_every_core(data, config) as on_every_core:
+            sides = {
+                "alone": Side(lambda: alone(data, runs.encoders)),
+                "on every core": Side(on_every_core),
+                "extract": Side(lambda: runs(data), runs.forget),
+            }
+            yield Prepared(gate, lambda: sides, figures=figures)
 
 
 @contextmanager
