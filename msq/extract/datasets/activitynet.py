@@ -34,8 +34,8 @@ from msq.extract.datasets.annotation_text import (
     read_text,
     to_seconds,
 )
-from msq.extract.datasets.dataset import Clip, Dataset, Split, Task
-from msq.extract.datasets.list_files import SPLIT_WORDS, resolve
+from msq.extract.datasets.dataset import SPLIT_WORDS, Clip, Dataset, Split, Task
+from msq.extract.datasets.list_files import resolve
 from msq.extract.datasets.locate import absent
 from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.media_index import MediaIndex, Place

@@ -12,6 +12,11 @@ from typing import Any, Literal
 Split = Literal["train", "val", "test"]
 Task = Literal["multilabel", "singlelabel"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SPLIT_WORDS: dict[str, Split] = {  # what lists, folders and annotations call them, in lower case
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validate": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
-"""A folder per class: `ROOT/<class>/<video>`, or `ROOT/{train,val,test}/<class>/<video>`."""
+"""A folder per class: `ROOT/<class>/<video>`, or `ROOT/<split>/<class>/<video>`."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from msq.errors import DatasetError
-from msq.extract.datasets.dataset import SPLITS, Clip, Dataset, Split
+from msq.extract.datasets.dataset import SPLIT_WORDS, SPLITS, Clip, Dataset, Split
 
 SUFFIXES = {
     *(".3gp", ".avi", ".flv", ".h264", ".m4v", ".mkv", ".mov"),
@@ -15,13 +16,16 @@ SUFFIXES = {
 }
 TEST_SHARE = 0.2
 
+Skipped = list[tuple[str, str]]
+
 
 def read_folder(root: Path, *, name: str | None = None) -> Dataset:
     """Read a tree with one folder per class. Classes are the sorted folder names.
 
-    Without split folders a clip is `test` when the hash of its id falls in the lowest fifth, so
-    the split of a clip never changes when others are added. Files that are not videos by their
-    suffix are listed in `skipped`.
+    The folders of splits are called `train`, `val`, `test` or by another of `SPLIT_WORDS`, in any
+    case. Without them a clip is `test` when the hash of its id falls in the lowest fifth, so the
+    split of a clip never changes when others are added. What is no `<class>/<video>`, or lies
+    beside the folders of splits, is listed in `skipped`.
 
     Raises:
         DatasetError: `root` is no folder, or holds no `<class>/<video>`.
@@ -29,20 +33,20 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: expected a folder with one folder per class")
-    splits = [s for s in SPLITS if (root / s).is_dir()]
-    tops: list[tuple[Path, Split | None]] = [(root / s, s) for s in splits] or [(root, None)]
+    splits = split_folders(root)
+    tops: dict[Path, Split | None] = {**splits} or {root: None}
+    skipped = _beside(root, splits)
     found: list[tuple[Path, str, Split]] = []
-    skipped: list[tuple[str, str]] = []
-    for top, fixed in tops:
-        for file in sorted(p for p in top.rglob("*") if p.is_file()):
+    for top, fixed in tops.items():
+        for file in _files(root, top, skipped):
             parts = file.relative_to(top).parts
             item = file.relative_to(root).as_posix()
-            if any(part.startswith(".") for part in parts):
-                continue
             if len(parts) != 2:
                 skipped.append((item, f"expected <class>/<video> below {top.name}"))
             elif file.suffix.lower() not in SUFFIXES:
                 skipped.append((item, f"not a video by its suffix {file.suffix!r}"))
+            elif not file.is_file():
+                skipped.append((item, "not a file, or a link to none"))
             else:
                 found.append((file, parts[0], fixed or _split_of(item)))
     if not found:
@@ -65,15 +69,71 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
     )
 
 
+def split_folders(root: Path) -> dict[Path, Split]:
+    """The folders of splits in a tree, the training one first; none where all are classes.
+
+    A class may be called `train` too: its folder, beside those of other classes, holds videos and
+    no folders of them.
+    """
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    named = {p: SPLIT_WORDS[p.name.lower()] for p in folders if p.name.lower() in SPLIT_WORDS}
+    classes = any(_holds_video(folder, "[!.]*") for folder in folders if folder not in named)
+    if classes and not any(_holds_video(folder, "[!.]*/[!.]*") for folder in named):
+        return {}
+    return dict(sorted(named.items(), key=lambda pair: SPLITS.index(pair[1])))
+
+
+def _holds_video(folder: Path, pattern: str) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in folder.glob(pattern))
+
+
+def _beside(root: Path, splits: Iterable[Path]) -> Skipped:
+    """The files of a tree that lie in none of its folders of splits."""
+    names = [folder.name for folder in splits]
+    if not names:
+        return []
+    reason = f"beside the split folders {', '.join(names)}: expected <class>/<video> in one of them"
+    skipped: Skipped = []
+    for entry in sorted(root.iterdir()):
+        if entry.name in names or entry.name.startswith("."):
+            continue
+        files = _files(root, entry, skipped) if entry.is_dir() else [entry]
+        skipped += [(file.relative_to(root).as_posix(), reason) for file in files]
+    return skipped
+
+
+def _files(root: Path, top: Path, skipped: Skipped) -> list[Path]:
+    """What lies below a folder, in order; links to folders are followed, hidden names are not.
+
+    Folders that cannot be listed go to `skipped`.
+    """
+
+    def unread(error: OSError) -> None:
+        item = Path(error.filename).relative_to(root).as_posix()
+        skipped.append((item, f"this folder cannot be read ({error.strerror})"))
+
+    found: list[Path] = []
+    for folder, names, files in os.walk(top, onerror=unread, followlinks=True):
+        here = Path(folder)
+        names[:] = [n for n in names if not n.startswith(".") and not _leads_back(here / n)]
+        found += [here / name for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in itself."""
+    return folder.is_symlink() and folder.resolve() in {p.resolve() for p in folder.parents}
+
+
 def _split_of(item: str) -> Split:
     share = int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "big") / 2**64
     return "test" if share < TEST_SHARE else "train"
 
 
-def _distinct(clips: Iterable[Clip]) -> tuple[tuple[Clip, ...], list[tuple[str, str]]]:
+def _distinct(clips: Iterable[Clip]) -> tuple[tuple[Clip, ...], Skipped]:
     """Clips with distinct ids; `a.mp4` beside `a.avi` leaves the second out, with the reason."""
     kept: dict[str, Clip] = {}
-    twice: list[tuple[str, str]] = []
+    twice: Skipped = []
     for clip in clips:
         if clip.id in kept:
             first = kept[clip.id].path.name

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from msq.errors import DatasetError
 from msq.extract.datasets.annotation_text import Line, read_lines
-from msq.extract.datasets.dataset import Dataset, Split
+from msq.extract.datasets.dataset import SPLIT_WORDS, Dataset, Split
 from msq.extract.datasets.list_files import (
     LIST_OPTIONS,
-    SPLIT_WORDS,
     ListRow,
     Rows,
     find_classes,

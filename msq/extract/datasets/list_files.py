@@ -11,18 +11,13 @@ from typing import NamedTuple
 
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.annotation_text import Skipped
-from msq.extract.datasets.dataset import SPLITS, Clip, Dataset, Split, Task
+from msq.extract.datasets.dataset import SPLIT_WORDS, SPLITS, Clip, Dataset, Split, Task
 from msq.extract.datasets.locate import absent
 from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.media_index import MediaIndex, Place, without_suffix
 from msq.extract.datasets.reading import Reading
 from msq.extract.datasets.survey import count_splits
 
-SPLIT_WORDS: dict[str, Split] = {
-    **{"train": "train", "training": "train"},
-    **{"val": "val", "valid": "val", "validate": "val", "validation": "val"},
-    **{"test": "test", "testing": "test"},
-}
 LIST_OPTIONS = {
     "train": "the training list, below the root or absolute; found by its name",
     "val": "the validation list; found by its name",

@@ -9,7 +9,7 @@ from typing import cast
 from msq.errors import DatasetError
 from msq.extract.datasets.adapter import Adapter, Survey
 from msq.extract.datasets.dataset import Dataset, Task
-from msq.extract.datasets.folder import read_folder
+from msq.extract.datasets.folder import read_folder, split_folders
 from msq.extract.datasets.manifest import Policy, read_manifest
 from msq.extract.datasets.options import check_options, choice
 from msq.extract.datasets.survey import survey_dataset
@@ -31,9 +31,8 @@ def _read_folder(root: Path, options: Mapping[str, str]) -> Dataset:
 
 def _survey_folder(root: Path, options: Mapping[str, str]) -> Survey:
     note = "train and test without split folders: by a hash of the id, a fifth is test"
-    fixed = any((root / split).is_dir() for split in ("train", "val", "test"))
     data = _read_folder(root, options)
-    return survey_dataset("folder", data, root, notes=() if fixed else (note,))
+    return survey_dataset("folder", data, root, notes=() if split_folders(root) else (note,))
 
 
 def _read_manifest(root: Path, options: Mapping[str, str]) -> Dataset:
