@@ -227,8 +227,10 @@ def test_every_kind_of_damage_is_refused_with_file_and_clip(tmp_path: Path) -> N
 
     record = tmp_path / "a.zarr/status/fake-video/c/1/0"
     damage(record, 0)
-    with pytest.raises(StoreError, match=r"status/fake-video/c/1/0.*checksum"):
-        store.tokens([0])
+    for read in (store.ok_rows, lambda: store.tokens([4]), lambda: store.tokens([0, 7])):
+        with pytest.raises(StoreError, match=r"status/fake-video/c/1/0.*checksum"):
+            read()
+    assert store.tokens([0, 9]).shape == (2, 5, 6)  # of the other shards
     assert writer.status("fake-video", 1) is None
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from msq.errors import StoreError
 from msq.extract.location import is_local
-from msq.extract.shard import CRC_BYTES, MISSING, Bytes, checksum, read_index
+from msq.extract.one_file import Bytes
+from msq.extract.shard import CRC_BYTES, MISSING, checksum, read_index
 from msq.extract.store_array import StoreArray
 
 _OPEN_FILES = 64
@@ -154,14 +155,21 @@ class RowReader:
 
     def _open_file(self, unit: int) -> tuple[int, NDArray[np.uint64] | None]:
         path = self._array.file(unit, self._view)
-        index = read_index(path, self._size, self.row_bytes) if self._size else None
         try:
-            return os.open(path, os.O_RDONLY), index
-        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"{path}: missing although its rows are recorded as done "
                 "(Zarr libraries would read zeros); run msq extract again"
             ) from None
+        try:
+            index = None
+            if self._size:
+                index = read_index(path, self._size, self.row_bytes, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor, index
 
     def _close_idle(self) -> None:
         for unit in list(self._files):

@@ -9,26 +9,22 @@ the 4-byte crc32c of the index. A row that equals the fill value is left out, as
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from msq.errors import StoreError
-from msq.extract.location import is_local, read_part
+from msq.extract.location import is_archive, is_local
+from msq.extract.one_file import Bytes, Part, opened, read_file, read_object, through
 
 MISSING = np.uint64(2**64 - 1)
 CRC_BYTES = 4
 _INDEX_ENTRY = 16
 # Below this part of a shard, single reads move fewer bytes than reading the file whole.
 _WHOLE_FILE_SHARE = 0.25
-
-Bytes = NDArray[np.uint8]
 
 
 def checksum(data: Bytes) -> int:
@@ -104,7 +100,7 @@ def read_chunk(path: Path, expected: int) -> Bytes:
     Raises:
         StoreError: the file is missing, has another size or fails its checksum.
     """
-    data = _read_file(path)
+    data = read_file(path)
     if len(data) != expected + CRC_BYTES:
         raise StoreError(
             f"{path}: expected {expected + CRC_BYTES} bytes, found {len(data)}; "
@@ -119,16 +115,25 @@ def read_chunk(path: Path, expected: int) -> Bytes:
     return payload
 
 
-def read_index(path: Path, size: int, row_bytes: int) -> NDArray[np.uint64]:
+def read_index(
+    path: Path, size: int, row_bytes: int, descriptor: int | None = None
+) -> NDArray[np.uint64]:
     """The index `[size, 2]` of a shard file, checked against its crc32c and the file's size.
+
+    Args:
+        path: the shard file.
+        size: rows S of a full shard.
+        row_bytes: of one row.
+        descriptor: of the file where it is open. Rows that are read through it are those of this
+            index, though another file may have taken the name since.
 
     Raises:
         StoreError: the file is missing or cut, or the index is damaged.
     """
-    if not is_local(path):
-        return _index(path, None, size, row_bytes)
-    with _open(path) as file:
-        return _index(path, file.fileno(), size, row_bytes)
+    if descriptor is not None:
+        return _index(path, *through(descriptor), size, row_bytes)
+    with opened(path, whole=False) as (part, total):
+        return _index(path, part, total, size, row_bytes)
 
 
 def read_rows(
@@ -141,6 +146,9 @@ def read_rows(
 ) -> None:
     """Read rows of one shard file, each verified against its crc32c.
 
+    All are of one file, also where another takes its name meanwhile (`msq extract
+    --retry-failed`): the rows of one by the index of the other would be those of other clips.
+
     Args:
         path: the shard file.
         slots: positions inside the shard, one per row of `out`.
@@ -152,54 +160,59 @@ def read_rows(
     Raises:
         StoreError: naming the file and the clip.
     """
+    whole = len(slots) >= size * _WHOLE_FILE_SHARE
+    changes = not (whole or is_local(path) or is_archive(path))  # an object has no descriptor
+    while True:
+        try:
+            with opened(path, whole=whole) as (part, total):
+                index = _index(path, part, total, size, out.shape[1])
+                error = _read_slots(path, slots, index, part, out, fill_row, name)
+        except StoreError as unread:
+            raise StoreError(f"clip {name(int(slots[0]))!r}: {unread}") from None
+        if changes and _is_replaced(path, index):
+            continue
+        if error is not None:
+            raise error
+        return
+
+
+def _read_slots(
+    path: Path,
+    slots: Sequence[int],
+    index: NDArray[np.uint64],
+    part: Part,
+    out: Bytes,
+    fill_row: Bytes,
+    name: Callable[[int], str],
+) -> StoreError | None:
+    """Rows by an index; the error of the first that is damaged."""
     row_bytes = out.shape[1]
-    try:
-        index = read_index(path, size, row_bytes)
-    except StoreError as error:
-        raise StoreError(f"clip {name(int(slots[0]))!r}: {error}") from None
-    with nullcontext() if not is_local(path) else _open(path) as file:
-        whole: Bytes | None = None
-        if len(slots) >= size * _WHOLE_FILE_SHARE:
-            whole = _read_file(path)
-        for position, slot in enumerate(slots):
-            offset = index[slot, 0]
-            if offset == MISSING:
-                out[position] = fill_row
-                continue
-            start, stop = int(offset), int(offset) + row_bytes + CRC_BYTES
-            if whole is not None:
-                record = whole[start:stop]
-            elif file is None:
-                record = read_part(path, start, stop)
-            else:
-                data = os.pread(file.fileno(), stop - start, start)
-                record = np.frombuffer(data, dtype=np.uint8)
-            payload = record[:row_bytes]
-            stored = int.from_bytes(record[row_bytes:].tobytes(), "little")
-            if len(record) != stop - start or checksum(payload) != stored:
-                raise StoreError(
-                    f"clip {name(int(slot))!r}: {path}: checksum wrong, the bytes changed after "
-                    "they were written; delete this file and run msq extract again"
-                )
-            out[position] = payload
+    for position, slot in enumerate(slots):
+        offset = index[slot, 0]
+        if offset == MISSING:
+            out[position] = fill_row
+            continue
+        start, stop = int(offset), int(offset) + row_bytes + CRC_BYTES
+        record = part(start, stop)
+        payload = record[:row_bytes]
+        stored = int.from_bytes(record[row_bytes:].tobytes(), "little")
+        if len(record) != stop - start or checksum(payload) != stored:
+            return StoreError(
+                f"clip {name(int(slot))!r}: {path}: checksum wrong, the bytes changed after they "
+                "were written; delete this file and run msq extract again"
+            )
+        out[position] = payload
+    return None
 
 
-def _index(path: Path, descriptor: int | None, size: int, row_bytes: int) -> NDArray[np.uint64]:
-    """The index of a local file, or (`descriptor` None) of a remote object."""
+def _index(path: Path, part: Part, total: int, size: int, row_bytes: int) -> NDArray[np.uint64]:
     tail = size * _INDEX_ENTRY + CRC_BYTES
-    try:
-        total = path.stat().st_size if descriptor is None else os.fstat(descriptor).st_size
-    except FileNotFoundError:
-        raise _missing(path) from None
     if total < tail:
         raise StoreError(
             f"{path}: cut short, expected at least {tail} bytes, found {total}; "
             "delete this file and run msq extract again"
         )
-    if descriptor is None:
-        data = read_part(path, total - tail, total)
-    else:
-        data = np.frombuffer(os.pread(descriptor, tail, total - tail), dtype=np.uint8)
+    data = part(total - tail, total)
     body = data[:-CRC_BYTES]
     if checksum(body) != int.from_bytes(data[-CRC_BYTES:].tobytes(), "little"):
         raise StoreError(
@@ -219,22 +232,7 @@ def _index(path: Path, descriptor: int | None, size: int, row_bytes: int) -> NDA
     return index
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise _missing(path) from None
-
-
-def _read_file(path: Path) -> Bytes:
-    try:
-        return np.fromfile(path, dtype=np.uint8) if is_local(path) else read_part(path, None, None)
-    except FileNotFoundError:
-        raise _missing(path) from None
-
-
-def _missing(path: Path) -> StoreError:
-    return StoreError(
-        f"{path}: missing although its rows are recorded as done "
-        "(Zarr libraries would read zeros); run msq extract again"
-    )
+def _is_replaced(path: Path, index: NDArray[np.uint64]) -> bool:
+    """Whether a remote object has another index now."""
+    end = read_object(path, -(len(index) * _INDEX_ENTRY + CRC_BYTES), None)
+    return end[:-CRC_BYTES].tobytes() != index.astype("<u8").tobytes()

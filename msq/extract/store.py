@@ -57,15 +57,21 @@ class FeatureStore(StoreFolder):
             )
         return views
 
-    def status(self, encoder: str, view: int | View = 0) -> torch.Tensor:
-        """Status `[N]` uint8: 0 missing, 1 ok, 2 failed, 3 degraded but kept.
+    def status(self, encoder: str, view: int | View = 0, rows: Rows = None) -> torch.Tensor:
+        """Status `[n]` uint8: 0 missing, 1 ok, 2 failed, 3 degraded but kept.
+
+        Args:
+            encoder: name of a video or image encoder.
+            view: which view of it.
+            rows: the rows asked for; None for all. Only the commit records of their shards are
+                read.
 
         Raises:
-            StoreError: no such encoder or view, or a commit record is damaged.
+            StoreError: no such encoder, view or row, or a commit record is damaged.
         """
         self._need(encoder, [*self.encoders("video"), *self.encoders("image")], "encoder")
-        number = self._number(encoder, view)
-        return torch.from_numpy(self._array(f"status/{encoder}").status(number))
+        number, wanted = self._number(encoder, view), self._rows(rows).numpy()
+        return torch.from_numpy(self._array(f"status/{encoder}").status(number, wanted))
 
     def ok_rows(self, encoders: Sequence[str] | None = None, view: int | View = 0) -> torch.Tensor:
         """Rows `[n]` int64 that can be read for all the named encoders (or all there are).
@@ -177,7 +183,7 @@ class FeatureStore(StoreFolder):
         return values.view(torch.bfloat16) if bits else values
 
     def _refuse_unreadable(self, rows: torch.Tensor, slug: str, view: int) -> None:
-        status = self.status(slug, view)[rows]
+        status = self.status(slug, view, rows)
         for code, words in (
             (schema.UNDECODABLE, "failed (see failures(), or msq extract --retry-failed)"),
             (schema.MISSING, "were not extracted yet (run msq extract again)"),

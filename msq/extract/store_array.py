@@ -8,7 +8,7 @@ zarr-python; files that are missing are an error there too, never zeros.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from msq.errors import StoreError
 from msq.extract.location import zarr_store
-from msq.extract.shard import Bytes, read_chunk, read_rows
+from msq.extract.one_file import Bytes
+from msq.extract.shard import read_chunk, read_rows
 from msq.extract.store_seal import layout_is_changed, read_metadata
 
 _ROW_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -101,27 +102,43 @@ class StoreArray:
             self._read_sharded(rows, view, raw, name)
         return out
 
-    def status(self, view: int) -> NDArray[np.uint8]:
-        """All of a status array `[clips]`: 0 where a commit record is missing.
+    def status(self, view: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Status `[n]` of rows of a status array: 0 where a commit record is missing.
+
+        Args:
+            view: which view.
+            rows: indices along clip, each within range; only the files of these are opened. None
+                for all.
 
         Raises:
             StoreError: a commit record is damaged.
         """
-        status = np.zeros(self.shape[0], dtype=np.uint8)
+        rows = np.arange(self.shape[0]) if rows is None else rows
+        status = np.zeros(len(rows), dtype=np.uint8)
+        size = self.rows_per_record
+        if size is None:
+            status[:] = self._read_by_zarr(rows, view, str)
+            return status
+        for shard, places in _by_shard(rows, size):
+            path = self.file(shard, view)
+            if path.exists():
+                status[places] = read_chunk(path, size)[rows[places] - shard * size]
+        return status
+
+    @property
+    def rows_per_record(self) -> int | None:
+        """Of a status array: rows of a commit record; None where only zarr can read it.
+
+        Raises:
+            StoreError: the metadata is no array's.
+        """
         try:
             grid = self._meta["chunk_grid"]["configuration"]["chunk_shape"]
             written = self._meta["codecs"] == [{"name": "bytes"}, {"name": "crc32c"}]
         except (KeyError, TypeError) as error:
             raise StoreError(f"{self.path / 'zarr.json'}: not an array ({error!r})") from None
-        if not written or grid[1:] != [1] or not isinstance(grid[0], int) or grid[0] < 1:
-            status[:] = self._read_by_zarr(np.arange(len(status)), view, str)
-            return status
-        for first in range(0, len(status), grid[0]):
-            path = self.file(first // grid[0], view)
-            if path.exists():
-                part = status[first : first + grid[0]]
-                part[:] = read_chunk(path, grid[0])[: len(part)]
-        return status
+        whole = written and grid[1:] == [1] and isinstance(grid[0], int) and grid[0] >= 1
+        return int(grid[0]) if whole else None
 
     def _read_single(self, rows: NDArray[np.int64], view: int, raw: Bytes, name: Name) -> None:
         for place, row in enumerate(rows):
@@ -134,11 +151,7 @@ class StoreArray:
         size = self.rows_per_file or 1
         fill = np.full(self.shape[2:], _FILLS[self._meta["fill_value"]], dtype=self.dtype)
         fill_row = fill.reshape(-1).view(np.uint8)
-        order = np.argsort(rows // size, kind="stable")
-        starts = np.flatnonzero(np.diff(rows[order] // size, prepend=-1))
-        for start, stop in itertools.pairwise([*starts.tolist(), len(rows)]):
-            places = order[start:stop]
-            shard = int(rows[places[0]]) // size
+        for shard, places in _by_shard(rows, size):
             slots = (rows[places] - shard * size).tolist()
             contiguous = int(places[-1]) - int(places[0]) + 1 == len(places) and bool(
                 (np.diff(places) == 1).all()
@@ -203,6 +216,15 @@ class StoreArray:
             },
         }
         return int(chunk[0]) if codecs == [sharding] else None
+
+
+def _by_shard(rows: NDArray[np.int64], size: int) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Each shard that rows lie in, and the places in `rows` of those that do, in their order."""
+    order = np.argsort(rows // size, kind="stable")
+    starts = np.flatnonzero(np.diff(rows[order] // size, prepend=-1))
+    for start, stop in itertools.pairwise([*starts.tolist(), len(rows)]):
+        places = order[start:stop]
+        yield int(rows[places[0]]) // size, places
 
 
 def _shifted(name: Name, first: int, slot: int) -> str:

@@ -171,7 +171,7 @@ def _copy_shard(
     for places in groups.values():
         store = rows[numbers[places[0]]].store
         own = np.array([rows[numbers[place]].row for place in places])
-        data.status[places] = store.status(slug, view).numpy()[own]
+        data.status[places] = store.status(slug, view, own).numpy()
         readable = np.isin(data.status[places], _READABLE)
         here = np.asarray(places)[readable]
         if len(here):

@@ -137,7 +137,8 @@ class _Work:
                 inside = str(file.relative_to(self._path))
                 self._remove(inside, "the next msq extract writes it again")
         elif problem.kind == "stray" and _is_chunk(problem.file):
-            self._remove(problem.file, "no metadata says what it is")
+            array = "no clip or view of the store is in it" if problem.encoder else ""
+            self._remove(problem.file, array or "no metadata says what it is")
         elif problem.kind == "stray":
             self._done.left.append(f"{problem} (msq did not write it and does not touch it)")
         elif problem.kind != "metadata":
@@ -221,8 +222,9 @@ class _Work:
 
 
 def _is_chunk(file: str) -> bool:
-    """Whether a file lies where msq has chunks, in a folder that has lost its metadata."""
-    return file.partition("/")[0] in _GROUPS and "/c/" in file
+    """Whether a file is called as msq calls a chunk: by numbers below the `c/` of an array."""
+    names = file.partition("/c/")[2].split("/")
+    return file.partition("/")[0] in _GROUPS and all(name.isdecimal() for name in names)
 
 
 def _with(content: bytes, attributes: dict[str, Any], sealing: bool) -> bytes:

@@ -124,14 +124,14 @@ class _Look:
     def beyond(self, views: int) -> None:
         """Files of rows and views that the arrays do not have."""
         for array in (self.features, self.times, self.status):
+            ours = array.rows_per_record if array is self.status else array.rows_per_file
+            if ours is None:
+                continue
             name = str(array.path.relative_to(self.store.path))
-            each = 1 if array.rows_per_file == 0 else self.size
-            units = -(-len(self.clips) // each)
+            counts = (-(-len(self.clips) // (ours or 1)), views, *(1 for _ in array.shape[2:]))
             for file in sorted(f for f in self.files if f.startswith(f"{name}/c/")):
                 parts = file.removeprefix(f"{name}/c/").split("/")
-                if parts[-1].startswith(".") or array.rows_per_file is None:
-                    continue
-                if not (parts[0].isdigit() and int(parts[0]) < units and int(parts[1]) < views):
+                if not parts[-1].startswith(".") and not _is_chunk(parts, counts):
                     self._add("stray", self.store.path / file, 0, -1, [],
                               f"{self.store.path / file}: of no clip or view of the store"
                               )  # fmt: skip
@@ -275,3 +275,11 @@ class _Look:
         problem = Problem(kind, inside, text, clips, self.slug, view, shard)
         if problem not in self.found.problems:
             self.found.problems.append(problem)
+
+
+def _is_chunk(parts: Sequence[str], counts: Sequence[int]) -> bool:
+    """Whether the names below an array's `c/` are a chunk's, of so many along each dimension."""
+    return len(parts) == len(counts) and all(
+        part.isascii() and part.isdecimal() and str(int(part)) == part and int(part) < count
+        for part, count in zip(parts, counts, strict=True)
+    )
