@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SLOTS = 2  # pinned buffers of one size: one is filled while the other is sent
+_SLOTS = 2  # pinned buffers for clips of one size: one is filled while the other is sent
 _SHORT = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
@@ -50,14 +50,26 @@ class Sender:
         return pixels
 
     def _slot(self, shape: tuple[int, ...]) -> tuple[Tensor, torch.cuda.Event]:
-        """The pinned buffer of this shape that was used longest ago."""
-        slots = self._slots.setdefault(shape, [])
+        """Pinned memory `shape`, that which was used longest ago, and the event of its last use.
+
+        Smaller batches take the first part of what the largest needed: how many clips of a batch
+        can be decoded is another number each time, and pinned memory is never given back.
+        """
+        slots = self._slots.setdefault(shape[1:], [])
         if len(slots) < _SLOTS:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            slots.append((torch.empty(shape, dtype=torch.uint8, pin_memory=True), event))
+            slots.append((_pinned(shape), torch.cuda.Event()))  # type: ignore[no-untyped-call]
         else:
             slots.append(slots.pop(0))
-        return slots[-1]
+        buffer, sent = slots[-1]
+        if len(buffer) < shape[0]:
+            sent.synchronize()  # what was sent from it is no longer needed
+            buffer = _pinned(shape)
+            slots[-1] = (buffer, sent)
+        return buffer[: shape[0]], sent
+
+
+def _pinned(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
 
 class Arriving:
