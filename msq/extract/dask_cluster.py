@@ -16,12 +16,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msq.errors import MsqError, UsageError
+from msq.errors import MsqError, StoreError, UsageError
 from msq.extract.claims import Holder, claims_folder
 from msq.extract.cluster import parse_devices
 from msq.extract.crew import Team
@@ -67,8 +67,8 @@ def run_on_dask(request: ExtractRequest, progress: Progress | None = None) -> Ex
                 _tell(progress, min(done + made, total), total, rate, told)
             found = ExtractResult(**_ask(client, _result, errand))
     finally:
-        if store is not None:  # what workers left that were killed with the cluster
-            Holder(claims_folder(Path(store)), "join").leave()
+        if store is not None:
+            _clear_claims(Path(store))
     seconds = time.perf_counter() - started
     said = dict.fromkeys(line for counts in told.values() for line in counts["warnings"])
     return replace(
@@ -78,6 +78,18 @@ def run_on_dask(request: ExtractRequest, progress: Progress | None = None) -> Ex
         stages=_stages(told) or found.stages,
         warnings=[*dict.fromkeys([*found.warnings, *said])],
     )
+
+
+def _clear_claims(store: Path) -> None:
+    """Clear away what workers left that were killed with the cluster.
+
+    Only where this machine sees the folder, which workers elsewhere need alone: nothing is made
+    here, and what cannot be cleared away is so by the next run, or by another machine's.
+    """
+    with suppress(OSError, StoreError):
+        folder = claims_folder(store)
+        if folder.is_dir():
+            Holder(folder, "join").leave()
 
 
 def _stages(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
