@@ -12,6 +12,7 @@ from msq.errors import DatasetError, UsageError
 from msq.extract.datasets import Dataset, read_folder, read_manifest
 from msq.extract.datasets.registry import find_adapter, read_dataset
 from msq.extract.datasets.survey import missing_media, require_media
+from msq.extract.devices import resolve_device
 from msq.extract.location import locate
 from msq.extract.making import dataset_options, preset, require_making
 from msq.extract.views import CLEAN, View, augmented_views, parse_clips_by_crops
@@ -325,21 +326,6 @@ class ExtractRequest:
         lost = missing_media(data, self.root) if self.root is not None and result.failed else ""
         notes = [f"{data.name}: {note}" for note in (*data.notes, *([lost] if lost else ()))]
         return replace(result, warnings=[*notes, *result.warnings])
-
-
-def resolve_device(name: str) -> str:
-    """`auto` is CUDA where there is a device, else the CPU; anything else is taken at its word.
-
-    Raises:
-        UsageError: CUDA is asked for and not there. Nothing falls back silently.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: expected a CUDA device, this machine has none")
-    return name
 
 
 def split_clip_name(name: str) -> tuple[str, str | None]:

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from msq.errors import SpecMismatch, UsageError
 from msq.extract.datasets import Dataset
 from msq.extract.datasets.registry import MODULES, find_adapter
-from msq.extract.request import (
-    EMBEDDED,
-    NONE,
-    ExtractRequest,
-    Progress,
-    resolve_device,
-    split_clip_name,
-)
+from msq.extract.devices import resolve_device
+from msq.extract.request import EMBEDDED, NONE, ExtractRequest, Progress, split_clip_name
 from msq.protocol import Protocol
 
 if TYPE_CHECKING:

@@ -154,7 +154,7 @@ def joined(device: str = "auto", environment: Mapping[str, str] = os.environ) ->
         MsqError: not all processes came, or one ended without a word.
         PeerError: another process ended with an error.
     """
-    from msq.extract.request import resolve_device
+    from msq.extract.devices import resolve_device
 
     spot = _place(environment)
     if spot is None:

@@ -35,7 +35,7 @@ def run(
     Raises:
         UsageError: no such case, or no such device.
     """
-    from msq.extract.request import resolve_device
+    from msq.extract.devices import resolve_device
 
     place = resolve_device(device)
     if place not in ("cpu", "cuda"):

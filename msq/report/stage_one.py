@@ -28,9 +28,13 @@ def precision_hint(request: ExtractRequest) -> str:
 
     The precision is part of a store's spec, so nothing chooses it but the user.
     """
+    from msq.extract.dask_cluster import LOCAL
     from msq.extract.decode_pool import multiplies_bf16
-    from msq.extract.request import EMBEDDED, NONE, resolve_device
+    from msq.extract.devices import resolve_device
+    from msq.extract.request import EMBEDDED, NONE
 
+    if request.scheduler not in (None, LOCAL):
+        return ""  # processors and devices are those of its workers
     fast = multiplies_bf16()
     large = {request.video_encoder, request.image_encoder} - {EMBEDDED, NONE}
     if fast is None or not large or resolve_device(request.device) != "cpu":

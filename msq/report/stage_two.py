@@ -8,7 +8,7 @@ from typing import Any
 
 from msq import config as configuration
 from msq.config import RunConfig
-from msq.extract.request import resolve_device
+from msq.extract.devices import resolve_device
 from msq.report import terminal
 from msq.report.scores import counts, metric_rows, say_exports, scope
 

@@ -133,7 +133,7 @@ def _encoders(
 ) -> dict[str, Any]:
     """The store's encoders, loaded; what was imported has none, which is said."""
     from msq.extract.encoders.recorded import load_recorded
-    from msq.extract.request import resolve_device
+    from msq.extract.devices import resolve_device
     from msq.extract.store_sample import imported
 
     encoders = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msq import config as configuration
 from msq.errors import MsqError, UsageError
-from msq.extract.request import resolve_device
+from msq.extract.devices import resolve_device
 from msq.report import terminal
 from msq.report.stage_one import item_line
 
