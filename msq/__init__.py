@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from msq import head as head
+    from msq.extract.encode import encode
     from msq.extract.encoders import load_clip, load_text_encoder, load_video_encoder
     from msq.extract.store import open_store
     from msq.head import metrics as metrics
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "encode",
     "head",
     "load_clip",
     "load_head",
@@ -32,6 +34,7 @@ __all__ = [
 
 _MODULES = {"head": "msq.head", "metrics": "msq.head.metrics"}
 _ATTRIBUTES = {
+    "encode": "msq.extract.encode",
     "load_clip": "msq.extract.encoders",
     "load_head": "msq.head.predict",
     "load_text_encoder": "msq.extract.encoders",

@@ -229,6 +229,16 @@ def predict(
         str | None, typer.Option(help="Other words than the run's classes, comma-separated.")
     ] = None,
     top: Annotated[int | None, typer.Option(help="Only the best N labels.", min=1)] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Score windows too: one begins so often."),
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Length of a window; as --every.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second of folders of pictures (--every).")
+    ] = None,
     video_encoder: Annotated[
         str | None, typer.Option(help="Where the video encoder's weights are now, if moved.")
     ] = None,
@@ -240,13 +250,25 @@ def predict(
     ] = None,
     device: Device = "auto",
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say what is done in new videos, with the run's classes or any other words."""
     from msq.report import stage_two
 
     words = None if labels is None else [x.strip() for x in labels.split(",") if x.strip()]
     weights = {"video": video_encoder, "image": image_encoder, "text": text_encoder}
-    result = stage_two.predict(run, videos, words, weights=weights, top=top, device=device)
+    result = stage_two.predict(
+        run,
+        videos,
+        words,
+        weights=weights,
+        top=top,
+        device=device,
+        every=every,
+        window=window,
+        fps=fps,
+        quiet=quiet,
+    )
     stage_two.show_predictions(result, json=json)
     raise typer.Exit(stage_two.prediction_exit_code(result))
 

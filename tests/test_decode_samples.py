@@ -199,7 +199,7 @@ def test_a_video_too_long_to_be_held_is_read_a_second_time_for_all_requests(
     media: Any, monkeypatch: pytest.MonkeyPatch, opened: list[str]
 ) -> None:
     expected = decode_samples(media("packed b.avi"), REQUESTS)
-    monkeypatch.setattr(video_module, "_HELD_BYTES", 5 * 96 * 64)
+    monkeypatch.setattr(video_module, "HELD_BYTES", 5 * 96 * 64)
     opened.clear()
     again = decode_samples(media("packed b.avi"), REQUESTS)
     assert len(opened) == 2

@@ -26,6 +26,7 @@ from torchvision.transforms import (
 from msq.cli import main
 from msq.errors import UsageError
 from msq.extract.decode_pool import Picture
+from msq.extract.encode import encode, encode_clip
 from msq.extract.encoders import load_clip, load_video_encoder
 from msq.extract.encoders.spec import EncoderSpec, difference
 from msq.extract.request import ExtractRequest
@@ -253,7 +254,8 @@ def test_prediction_shows_videos_as_the_store_did(made: SimpleNamespace) -> None
     meta = {"classes": list(store.classes), "encoders": specs}
     head = Head(cast(Any, None), meta, "run", torch.device("cpu"), weights)
     path = made.root / "Charades_v1_rgb" / "CCCCC"
-    tokens, vectors = head._encode_one(path, ["video", "image"], {})
+    shown = [head.encoders[kind] for kind in ("video", "image")]
+    tokens, vectors = encode_clip(path, shown).features
     frames = preprocessed(path, [1, 4, 7, 10])  # of all twelve: nobody has labelled a new video
     assert torch.allclose(tokens, video(frames), atol=2e-5)
     assert torch.allclose(vectors, image(frames).mean(1), atol=2e-5)
@@ -261,7 +263,7 @@ def test_prediction_shows_videos_as_the_store_did(made: SimpleNamespace) -> None
     del without["short_side"]
     meta["encoders"] = {**specs, "video": without}
     plain = Head(cast(Any, None), meta, "run", torch.device("cpu"), weights)
-    assert not torch.allclose(plain._encode_one(path, ["video"], {})[0], tokens, atol=1e-3)
+    assert not torch.allclose(encode(path, plain.encoders["video"]), tokens, atol=1e-3)
 
 
 def test_one_command_trains_encoder_and_head_as_the_authors_code_does(

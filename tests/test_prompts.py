@@ -210,7 +210,7 @@ def test_runs_carry_the_set_and_encode_new_labels_with_it(world: World) -> None:
     head = load_head(run)
     assert head.meta["prompt"] == list(SET)
     new = ["dog walk", "bird run"]
-    text = head._labels(new, None)[0]
+    text = head._asked(new, None).text
     assert text is not None
     expected = averaged([world.text(new, template) for template in SET])
     torch.testing.assert_close(text, expected, atol=1e-6, rtol=0)

@@ -78,7 +78,7 @@ def test_heads_train_on_bert_with_images_of_clip_and_predict_other_words(
     assert run("predict", world / "0.mp4", "--run", out, *words) == 0
     first = json.loads(capsys.readouterr().out)
     assert first[0]["unknown_words"] == ["zebra"]
-    new = head._labels(["a zebra door"], None)[0]
+    new = head._asked(["a zebra door"], None).text
     assert new is not None
     torch.testing.assert_close(new, text(["a zebra door"], templates), atol=1e-6, rtol=0)
     monkeypatch.setenv("MSQ_CACHE", str(tmp_path / "another machine"))

@@ -198,7 +198,7 @@ def test_a_video_too_long_to_be_held_is_decoded_twice_with_the_same_result(
     media: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = decode_clip(media("packed b.avi"), 16)
-    monkeypatch.setattr(video_module, "_HELD_BYTES", 5 * 96 * 64)
+    monkeypatch.setattr(video_module, "HELD_BYTES", 5 * 96 * 64)
     again = decode_clip(media("packed b.avi"), 16)
     np.testing.assert_array_equal(again.frames, expected.frames)
     np.testing.assert_array_equal(again.times, expected.times)

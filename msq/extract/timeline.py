@@ -13,6 +13,7 @@ import numpy.typing as npt
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from msq.errors import UsageError
 from msq.extract.packets import UndecodableVideo, guesses_times, time_origin
 
 Seconds = npt.NDArray[np.float64]
@@ -116,6 +117,16 @@ class Clock:
             [math.nan if pts is None else (pts * factor - less) / below for pts in stamps],
             dtype=np.float64,
         )
+
+
+def require_rate(fps: float | None) -> None:
+    """Refuse what is no frame rate.
+
+    Raises:
+        UsageError: not a positive, finite number.
+    """
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise UsageError(f"fps: expected a positive number of frames per second, found {fps:g}")
 
 
 def folder_times(length: int, fps: float | None) -> Seconds:

@@ -9,8 +9,9 @@ Times are seconds on the player's clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ from msq.extract.packets import (
     Damage,
     PacketTable,
     UndecodableVideo,
+    VideoPacket,
     frames_are_packets,
     message_of,
     open_stream,
@@ -40,7 +42,7 @@ _Choice = npt.NDArray[np.int64]
 
 # Decoded (not yet converted) frames that a full decode may hold while it cannot yet know how many
 # there will be. A longer video is decoded a second time instead.
-_HELD_BYTES = 256 * 2**20
+HELD_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,11 @@ def decode_all(path: Path, *, fps: float | None = None) -> tuple[Pictures, Secon
         return pictures, folder_times(len(files), fps)
     damage = Damage()
     with open_stream(path) as (container, stream):
-        frames = _decode_packets(stream, packet_table(container, stream, damage), damage)
+        frames = shown_frames(stream, packet_table(container, stream, damage).packets, damage)
         shown = [(to_rgb(frame), frame.pts) for frame in frames]
         times = Clock(container, stream).seconds([pts for _, pts in shown])
     if not shown:
-        raise _nothing_shown(path, damage)
+        raise nothing_shown(path, damage)
     pictures, _ = stack_pictures([picture for picture, _ in shown])
     return pictures, times
 
@@ -215,16 +217,16 @@ def frame_times(path: Path, *, fps: float | None = None) -> Seconds:
     damage = Damage()
     with open_stream(path) as (container, stream):
         table = packet_table(container, stream, damage)
-        times = _packet_times(container, stream, table, damage)
+        times = packet_times(container, stream, table, damage)
         if times is not None:
             return times[1]
-        stamps = [frame.pts for frame in _decode_packets(stream, table, damage)]
+        stamps = [frame.pts for frame in shown_frames(stream, table.packets, damage)]
         if not stamps:
-            raise _nothing_shown(path, damage)
+            raise nothing_shown(path, damage)
         return Clock(container, stream).seconds(stamps)
 
 
-def _packet_times(
+def packet_times(
     container: InputContainer, stream: VideoStream, table: PacketTable, damage: Damage
 ) -> tuple[Sequence[int], Seconds] | None:
     """(packets in display order, their seconds), None where only decoding can tell."""
@@ -241,7 +243,7 @@ def _decode_file(
     """By plan where packets tell the order, else in full; None where a plan met damage."""
     damage = Damage()
     table = packet_table(container, stream, damage)
-    shown = _packet_times(container, stream, table, damage)
+    shown = packet_times(container, stream, table, damage)
     if shown is not None:
         return _decode_by_plan(wish, stream, table, *shown, damage)
     return _decode_in_full(wish, container, stream, table, damage)
@@ -262,7 +264,7 @@ def _decode_by_plan(
     pictures = decode_planned(stream.codec_context, table.packets, wanted)
     if pictures is None:
         return None
-    return _clips(choices, {i: pictures[at] for i, at in position.items()}, times, damage)
+    return stacked_clips(choices, {i: pictures[at] for i, at in position.items()}, times, damage)
 
 
 def _decode_in_full(
@@ -276,15 +278,15 @@ def _decode_in_full(
     stamps: list[int | None] = []
     held: list[av.VideoFrame] | None = []
     size = 0
-    for frame in _decode_packets(stream, table, damage):
+    for frame in shown_frames(stream, table.packets, damage):
         stamps.append(frame.pts)
         if held is not None:
             held.append(frame)
             size += sum(plane.buffer_size for plane in frame.planes)
-            if size > _HELD_BYTES:
+            if size > HELD_BYTES:
                 held = None
     if not stamps:
-        raise _nothing_shown(wish.path, damage)
+        raise nothing_shown(wish.path, damage)
     times = Clock(container, stream).seconds(stamps)
     choices = wish.choose(times)
     wanted = _union(choices)
@@ -292,7 +294,7 @@ def _decode_in_full(
         pictures = {i: to_rgb(held[i]) for i in wanted}
     else:
         pictures = _decode_again(wish.path, wanted)
-    return _clips(choices, pictures, times, damage)
+    return stacked_clips(choices, pictures, times, damage)
 
 
 def _decode_again(path: Path, wanted: set[int]) -> dict[int, Pictures]:
@@ -300,7 +302,7 @@ def _decode_again(path: Path, wanted: set[int]) -> dict[int, Pictures]:
     pictures: dict[int, Pictures] = {}
     with open_stream(path) as (container, stream):
         table = packet_table(container, stream, Damage())
-        for i, frame in enumerate(_decode_packets(stream, table, Damage())):
+        for i, frame in enumerate(shown_frames(stream, table.packets, Damage())):
             if i in wanted:
                 pictures[i] = to_rgb(frame)
                 if len(pictures) == len(wanted):
@@ -308,11 +310,11 @@ def _decode_again(path: Path, wanted: set[int]) -> dict[int, Pictures]:
     return pictures
 
 
-def _decode_packets(
-    stream: VideoStream, table: PacketTable, damage: Damage
+def shown_frames(
+    stream: VideoStream, packets: Iterable[VideoPacket], damage: Damage
 ) -> Iterator[av.VideoFrame]:
     """All frames that the decoder shows, in its order; errors are noted and passed over."""
-    for packet in (*table.packets, None):
+    for packet in chain(packets, (None,)):
         try:
             shown = stream.codec_context.decode(packet)
         except av.FFmpegError as error:
@@ -328,14 +330,14 @@ def _decode_folder(wish: _Wish, fps: float | None) -> list[DecodedClip]:
     times = folder_times(len(files), fps)
     choices = wish.choose(times)
     pictures = {i: read_frame(wish.path, files[i]) for i in sorted(_union(choices))}
-    return _clips(choices, pictures, times, Damage())
+    return stacked_clips(choices, pictures, times, Damage())
 
 
 def _union(choices: Sequence[_Choice]) -> set[int]:
     return {int(i) for choice in choices for i in choice}
 
 
-def _clips(
+def stacked_clips(
     choices: Sequence[_Choice], pictures: Mapping[int, Pictures], times: Seconds, damage: Damage
 ) -> list[DecodedClip]:
     """One clip per choice, from pictures by their index into `times`."""
@@ -347,6 +349,7 @@ def _clips(
     return clips
 
 
-def _nothing_shown(path: Path, damage: Damage) -> UndecodableVideo:
+def nothing_shown(path: Path, damage: Damage) -> UndecodableVideo:
+    """The error of a file that opens and gives no frame."""
     found = damage.describe() or f"{damage.packets} packets and no frame"
     return UndecodableVideo(path, f"expected at least one decodable frame, found: {found}", found)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from msq.errors import SpecMismatch, UsageError, VideoError, WeightsError
+from msq.errors import UsageError, VideoError
 from msq.head.checkpoint import load_model
 from msq.head.evaluate import probabilities, require_same_making, score
 from msq.head.features import Features, StoreLike, load_features
 from msq.head.model import MSQNet
+from msq.head.predict_labels import Asked, asked_labels, templates_of, unknown_words
+from msq.head.predict_windows import Progress, Windows, predict_windows
+from msq.head.run_encoders import RunEncoders
+
+if TYPE_CHECKING:
+    from msq.extract.encode import Encoded
+
+FAR_APART = 60.0  # seconds between sampled frames from which a result says so
 
 
 def load_head(
@@ -63,8 +71,7 @@ class Head:
         self.folder = folder
         self.model, self.meta, self.name, self.device = model, dict(meta), name, device
         self.classes: tuple[str, ...] = tuple(meta["classes"])
-        self.weights = dict(weights)
-        self._encoders: dict[str, Any] = {}
+        self.encoders = RunEncoders(self.meta["encoders"], name, device, weights, folder)
 
     def predict(
         self,
@@ -73,6 +80,10 @@ class Head:
         *,
         prompt: str | Sequence[str] | None = None,
         store: StoreLike | None = None,
+        every: float | None = None,
+        window: float | None = None,
+        fps: float | None = None,
+        progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
         """Score labels for videos, or for rows of a store.
 
@@ -84,6 +95,10 @@ class Head:
             prompt: template for labels the run did not have, or several, which are averaged;
                 None is the run's own.
             store: an open feature store, for row numbers.
+            every: seconds; a window of each video begins so often, and each is scored by itself.
+            window: seconds that each lasts; None is `every`.
+            fps: frames per second of folders of pictures, which windows of them need.
+            progress: told of windows done, of how many, and of which video.
 
         Returns:
             For each clip `clip` (its id; for a video the file's name without suffix, or its path
@@ -91,89 +106,55 @@ class Head:
             first; the score is a probability) and, where there are any, `unknown_words`: words of
             the labels that mean nothing to the text encoder. `degraded` says what was wrong with a
             video that could be read in part; `error` that it could not be read, and then there are
-            no predictions.
+            no predictions. `seconds_between_frames` is there where it is more than a minute, so
+            that what is short may have been missed. With `every`, `segments`: see
+            `msq.head.predict_windows.predict_windows`.
 
         Raises:
-            UsageError: labels that the classifier cannot score, or row numbers without a store.
+            UsageError: labels that the classifier cannot score, row numbers without a store, or
+                windows of what is no video.
             SpecMismatch: a store, or encoder weights, other than those of the run.
         """
-        text, trained, unknown = self._labels(labels, prompt)
-        names = list(labels) if labels is not None else list(self.classes)
-        features, notes = self._features(what, store)
-        rows = torch.arange(len(features.ids), device=self.device)
-        logits = score(self.model, features, rows, text=text, trained=trained)
-        scores = probabilities(logits, self.meta["task"]).tolist()
-        results, row = [], 0
-        for clip, note in notes:
-            item: dict[str, Any] = {"clip": clip, "predictions": [], **note}
-            if "error" not in note:
-                pairs = sorted(zip(names, scores[row], strict=True), key=lambda p: -p[1])
-                item["predictions"] = [{"label": name, "score": value} for name, value in pairs]
-                row += 1
-            if unknown:
-                item["unknown_words"] = unknown
-            results.append(item)
+        asked, windows = self._asked(labels, prompt), Windows.asked(every, window)
+        if isinstance(what, str | Path):
+            what = [what]
+        if not isinstance(what, Features) and all(isinstance(x, str | Path) for x in what):
+            paths = [Path(str(x)) for x in what]
+            results = self._predict_videos(paths, asked, windows, fps, progress)
+        elif windows is not None:
+            raise UsageError("windows in time (every=) are cut from videos: expected video files "
+                             "or folders of frames, found features")  # fmt: skip
+        else:
+            features = what if isinstance(what, Features) else self._rows(what, store)
+            require_same_making(self.meta, features, self.name)
+            scored = self._scored(features.to(self.device), asked)
+            results = [
+                {"clip": clip, "predictions": predictions}
+                for clip, predictions in zip(features.ids, scored, strict=True)
+            ]
+        if asked.unknown:
+            for item in results:
+                item["unknown_words"] = list(asked.unknown)
         return results
 
     def unknown_words(self, labels: Sequence[str]) -> list[str]:
         """Words of the labels that mean nothing to the run's text encoder."""
-        if self.model.text is None and self.model.config.queries == "vanilla":
-            return []
-        encoder = self._encoder("text")
-        words = (word for label in labels for word in encoder.unknown_words(label))
-        return list(dict.fromkeys(words))
+        return unknown_words(labels, self.model, self.encoders)
 
-    def _labels(
-        self, labels: Sequence[str] | None, prompt: str | Sequence[str] | None
-    ) -> tuple[Tensor | None, Tensor | None, list[str]]:
-        """Text embeddings and places among the trained classes, for `MSQNet.forward`."""
+    def _asked(self, labels: Sequence[str] | None, prompt: str | Sequence[str] | None) -> Asked:
         if labels is None:
-            return None, None, []
-        repeated = sorted({name for name in labels if list(labels).count(name) > 1})
-        if isinstance(labels, str) or not labels or repeated:
-            raise UsageError(
-                f"labels: expected a list of different names, found {labels!r}"
-                + (f" with {repeated} repeated" if repeated else "")
-            )
-        place = {name: k for k, name in enumerate(self.classes)}
-        # Under another prompt, a class of the run is no longer what was trained.
-        own_prompt = _templates(self.meta["prompt"] or "{}")
-        templates = own_prompt if prompt is None else _templates(prompt)
-        same_prompt = templates == own_prompt
-        trained = [place.get(name, -1) if same_prompt else -1 for name in labels]
-        others = [name for name, k in zip(labels, trained, strict=True) if k < 0]
-        if others and self.meta["head"]["classifier"] == "per-class":
-            near = difflib.get_close_matches(others[0], self.classes, n=3)
-            raise UsageError(
-                f"{self.name}: {others[0]!r} is not among its {len(self.classes)} classes"
-                f"{f' (nearest: {near})' if near else ''}, and its classifier 'per-class' has no "
-                "weights for other labels; train the head with --classifier text or "
-                "--classifier shared"
-            )
-        if self.model.text is None:
-            return None, torch.tensor(trained), []  # `vanilla`: words play no part
-        text = torch.zeros(len(labels), self.model.text.shape[1], device=self.device)
-        own = [(i, k) for i, k in enumerate(trained) if k >= 0]
-        if own:
-            i, k = (list(x) for x in zip(*own, strict=True))
-            text[i] = self.model.text[k]
-        if others:
-            new = [i for i, k in enumerate(trained) if k < 0]
-            text[new] = self._encoder("text")(others, templates).to(text)
-        return text, torch.tensor(trained), self.unknown_words(others) if others else []
+            return Asked(self.classes)
+        return asked_labels(labels, prompt, self.model, self.meta, self.encoders, self.name)
 
-    def _features(
-        self, what: Any, store: StoreLike | None
-    ) -> tuple[Features, list[tuple[str, dict[str, str]]]]:
-        """Features of the clips that can be scored, and for every clip its name and notes."""
-        if isinstance(what, str | Path):
-            what = [what]
-        if not isinstance(what, Features) and all(isinstance(x, str | Path) for x in what):
-            return self._encode([Path(x) for x in what])
-        if not isinstance(what, Features):
-            what = self._rows(what, store)
-        require_same_making(self.meta, what, self.name)
-        return what.to(self.device), [(clip, {}) for clip in what.ids]
+    def _scored(self, features: Features, asked: Asked) -> list[list[dict[str, Any]]]:
+        """Per clip the labels with their scores, highest first."""
+        rows = torch.arange(len(features.ids), device=self.device)
+        logits = score(self.model, features, rows, text=asked.text, trained=asked.trained)
+        found = []
+        for scores in probabilities(logits, self.meta["task"]).tolist():
+            pairs = sorted(zip(asked.names, scores, strict=True), key=lambda p: -p[1])
+            found.append([{"label": name, "score": value} for name, value in pairs])
+        return found
 
     def _rows(self, rows: Any, store: StoreLike | None) -> Features:
         if store is None:
@@ -195,125 +176,98 @@ class Head:
         """Name of the run's own prompt in a store that may hold several."""
         if text is None or not hasattr(store, "templates") or not hasattr(store, "prompts"):
             return None
-        own = _templates(self.meta["prompt"] or "{}")
+        own = templates_of(self.meta["prompt"] or "{}")
         names = [name for name in store.prompts(text) if list(store.templates(text, name)) == own]
         return names[0] if names else None
 
-    def _encode(self, paths: Sequence[Path]) -> tuple[Features, list[tuple[str, dict[str, str]]]]:
+    def _predict_videos(
+        self,
+        paths: Sequence[Path],
+        asked: Asked,
+        windows: Windows | None,
+        fps: float | None,
+        progress: Progress | None,
+    ) -> list[dict[str, Any]]:
         """Decode and encode videos one by one; each is decoded once for all encoders."""
-        kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
-        notes, outputs = [], []
         stems = [path.stem for path in paths]
+        results: list[dict[str, Any]] = []
+        whole: list[tuple[dict[str, Any], Sequence[Tensor]]] = []
         for path in paths:
-            note: dict[str, str] = {}
+            item: dict[str, Any] = {
+                "clip": path.stem if stems.count(path.stem) == 1 else path.as_posix(),
+                "predictions": [],
+            }
+            results.append(item)
             try:
-                outputs.append([x.to(self.device) for x in self._encode_one(path, kinds, note)])
+                found = self._encoded(path, item, asked, windows, fps, progress)
             except VideoError as error:
-                note["error"] = str(error)
-            notes.append((path.stem if stems.count(path.stem) == 1 else path.as_posix(), note))
+                item["error"] = str(error)
+                continue
+            whole.append((item, found.features))
+            if found.degraded is not None:
+                item["degraded"] = found.degraded
+            if (gap := _widest_gap(found)) > FAR_APART:
+                item["seconds_between_frames"] = gap
+        scored = self._scored(self._features_of([x for _, x in whole]), asked)
+        for (item, _), predictions in zip(whole, scored, strict=True):
+            item["predictions"] = predictions
+        return results
+
+    def _encoded(
+        self,
+        path: Path,
+        item: dict[str, Any],
+        asked: Asked,
+        windows: Windows | None,
+        fps: float | None,
+        progress: Progress | None,
+    ) -> Encoded:
+        """The whole video; its windows, where there are to be any, go into the item.
+
+        Raises:
+            VideoError: it cannot be read; windows of it may have been, all the same.
+        """
+        from msq.extract.encode import encode_clip, encode_cuts
+        from msq.extract.timeline import Cut
+        from msq.extract.video_survey import survey
+
+        kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
+        encoders = [self.encoders[kind] for kind in kinds]
+        if windows is None:
+            return encode_clip(path, encoders, fps=fps)
+        item["segments"] = []
+        video = survey(path, fps=fps)
+        ((_, found),) = encode_cuts(video, [Cut(None, None)], encoders)
+        item["segments"] = predict_windows(
+            video,
+            windows,
+            encoders,
+            lambda outputs: self._scored(self._features_of(outputs), asked),
+            progress,
+        )
+        if isinstance(found, VideoError):
+            raise found
+        return found
+
+    def _features_of(self, outputs: Sequence[Sequence[Tensor]]) -> Features:
+        """Clips, of which there may be none, each [S, D'] and, with an image encoder, [D'']."""
         n, k = len(outputs), len(self.classes)
         spec = self.meta["encoders"]["video"]
         empty = torch.zeros(0, spec["tokens"], spec["channels"], device=self.device)
-        features = Features(
+        fused = n > 0 and len(outputs[0]) > 1
+        return Features(
             name=self.meta["dataset"],
             task=self.meta["task"],
             classes=self.classes,
             ids=tuple(str(i) for i in range(n)),
             splits=("test",) * n,
-            tokens=torch.cat([x[0] for x in outputs]) if n else empty,
+            tokens=torch.stack([x[0] for x in outputs]).to(self.device) if n else empty,
             labels=torch.zeros(n, k, dtype=torch.uint8, device=self.device),
-            image=torch.cat([x[1] for x in outputs]) if n and len(kinds) > 1 else None,
+            image=torch.stack([x[1] for x in outputs]).to(self.device) if fused else None,
         )
-        return features, notes
-
-    def _encode_one(self, path: Path, kinds: Sequence[str], note: dict[str, str]) -> list[Tensor]:
-        """Tokens [1, S, D'] and, with an image encoder, the mean of its vectors [1, D'']."""
-        from msq.extract.transforms import normalise, resize_crop
-        from msq.extract.video import decode_samples
-
-        encoders = [self._encoder(kind) for kind in kinds]
-        clips = decode_samples(path, [(e.spec.frames, e.spec.sampling) for e in encoders])
-        outputs = []
-        for kind, encoder, clip in zip(kinds, encoders, clips, strict=True):
-            spec = encoder.spec
-            if clip.degraded:
-                note["degraded"] = clip.degraded
-            frames = resize_crop(clip.frames, spec.size, spec.resize, short_side=spec.short_side)
-            out = encoder(normalise(frames, spec.mean, spec.std)[None])
-            outputs.append(out if kind == "video" else out.mean(1))
-        return outputs
-
-    def _encoder(self, kind: str) -> Any:
-        """The run's encoder of one kind, loaded once and checked against the recorded spec."""
-        if kind not in self._encoders:
-            if kind not in self.meta["encoders"]:
-                raise UsageError(f"{self.name}: the run recorded no {kind} encoder; predict from "
-                                 "features in place of videos")  # fmt: skip
-            self._refuse_imported(self.meta["encoders"][kind])
-            try:
-                self._encoders.update(self._loaded(kind, self.meta["encoders"][kind]))
-            except WeightsError as error:
-                raise WeightsError(
-                    f"{self.name}: its {kind} encoder cannot be loaded: {error}. If the weights "
-                    "moved, say where they are with --video-encoder, --image-encoder or "
-                    "--text-encoder"
-                ) from error
-        return self._encoders[kind]
-
-    def _refuse_imported(self, recorded: Mapping[str, Any]) -> None:
-        """Features that were computed elsewhere have no encoder here to make more of them."""
-        from msq.extract.encoders.spec import IMPORTED
-
-        if str(recorded["weights"]).startswith(IMPORTED):
-            slug, source = recorded["slug"], str(recorded["weights"]).removeprefix(IMPORTED)
-            raise UsageError(
-                f"{self.name}: its features {slug!r} were imported from {source!r}, and msq has no "
-                "encoder that makes them of new videos; expected rows of the store that the head "
-                "was trained on: msq eval RUN STORE, or in Python "
-                "msq.load_head(RUN).predict(rows, store=msq.open_store(STORE))"
-            )
-
-    def _loaded(self, kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Encoders by kind: a video encoder alone, or both towers of a CLIP.
-
-        Raises:
-            SpecMismatch: the encoder at hand is not the recorded one; the message holds the
-                difference.
-            WeightsError: not found, or unreadable.
-        """
-        from msq.extract.encoders.recorded import find_place, load_towers
-
-        moved = self.weights.get(kind)
-        image = self.meta["encoders"].get("image", {})
-        if kind == "text" and recorded["sha256"] == image.get("sha256", recorded["sha256"]):
-            moved = moved or self.weights.get("image")
-        place = find_place(kind, recorded, moved, self.folder)
-        on_gpu = str(self.device).startswith("cuda")
-        kernels = recorded.get("kernels", "") if on_gpu else ""
-        found = load_towers(kind, recorded, place, self.device, kernels=kernels)
-        lines = _difference(recorded, found[kind])
-        if lines:
-            raise SpecMismatch(
-                f"{self.name}: the {kind} encoder from {place[0]!r} is not the one the head was "
-                "trained on:\n  " + "\n  ".join(lines)
-            )
-        # The text tower that came along serves only if it is the recorded one, too.
-        if kind == "image" and _difference(self.meta["encoders"].get("text", {}), found["text"]):
-            del found["text"]
-        return found
 
 
-def _templates(prompt: str | Sequence[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
-
-
-def _difference(recorded: Mapping[str, Any], encoder: Any) -> list[str]:
-    """Lines that tell an encoder from a recorded spec.
-
-    Its name may change. Kernels, like devices, move the last bits: they part the rows of a store,
-    but a run trained on a GPU predicts anywhere.
-    """
-    from msq.extract.encoders import difference
-
-    free = {"slug": "", "kernels": ""}
-    return difference({**recorded, **free}, {**encoder.spec.to_dict(), **free})
+def _widest_gap(found: Encoded) -> float:
+    """Seconds between two sampled frames at most, over all encoders; 0 where unknown."""
+    gaps = (float(np.diff(times).max()) for times in found.times if len(times) > 1)
+    return max((gap for gap in gaps if gap == gap), default=0.0)

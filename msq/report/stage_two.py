@@ -12,6 +12,8 @@ from msq.extract.devices import resolve_device
 from msq.report import terminal
 from msq.report.scores import counts, metric_rows, say_exports, scope
 
+TOP = 3  # labels of a window in the terminal; --json has all, or as many as --top says
+
 
 def settings(
     file: Path | None,
@@ -130,6 +132,10 @@ def predict(
     weights: Mapping[str, str | None],
     top: int | None,
     device: str = "auto",
+    every: float | None = None,
+    window: float | None = None,
+    fps: float | None = None,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Predictions for each video; see `msq.head.predict.Head.predict`."""
     from msq.head.partitions import require_one_run
@@ -138,9 +144,13 @@ def predict(
     require_one_run(run)
     given = {kind: name for kind, name in weights.items() if name is not None}
     head = load_head(run, device=resolve_device(device), weights=given)
-    results = head.predict(list(videos), labels=labels)
+    with terminal.progress("windows", quiet=quiet or every is None) as update:
+        results = head.predict(
+            list(videos), labels=labels, every=every, window=window, fps=fps, progress=update
+        )
     for item in results:
-        item["predictions"] = item["predictions"][:top]
+        for scored in (item, *item.get("segments", ())):
+            scored["predictions"] = scored["predictions"][:top]
     return results
 
 
@@ -153,8 +163,7 @@ def show_predictions(results: Sequence[Mapping[str, Any]], *, json: bool = False
             "these words mean nothing. Use a full CLIP (--image-encoder at extraction)"
         )
     for item in results:
-        if item.get("error"):
-            terminal.say(f"failed: {item['clip']}: {item['error']}")
+        _say_troubles(item)
     if json:
         terminal.print_json(list(results))
         return
@@ -162,9 +171,52 @@ def show_predictions(results: Sequence[Mapping[str, Any]], *, json: bool = False
         rows = [(p["label"], terminal.percent(p["score"])) for p in item["predictions"]]
         if rows:
             terminal.table(item["clip"], ("label", "%"), rows)
+        if item.get("segments"):
+            _show_windows(item)
+
+
+def _say_troubles(item: Mapping[str, Any]) -> None:
+    """What could not be read of a video, or not be seen, each in a line."""
+    if item.get("error"):
+        terminal.say(f"failed: {item['clip']}: {item['error']}")
+    for part in item.get("segments", ()):
+        if part.get("error"):
+            terminal.say(f"failed: {item['clip']}, {_span(part)}: {part['error']}")
+    if "seconds_between_frames" in item and "segments" not in item:
+        terminal.say(
+            f"warning: {item['clip']}: up to {item['seconds_between_frames']:.0f} s lie between "
+            "the frames that were looked at, and what is shorter may be missed. --every SECONDS "
+            "scores a window at a time"
+        )
+
+
+def _show_windows(item: Mapping[str, Any]) -> None:
+    """A row for each window with its best labels; `–` where it could not be read."""
+    most = min(TOP, max(len(part["predictions"]) for part in item["segments"]))
+    rows = []
+    for part in item["segments"]:
+        best = [f"{p['label']} {terminal.percent(p['score'])}" for p in part["predictions"][:most]]
+        rows.append((_span(part), *best, *["–"] * (most - len(best))))
+    header = ("window", *(f"{k + 1}. label, %" for k in range(most)))
+    terminal.table(f"{item['clip']}: {len(rows)} windows", header, rows)
+
+
+def _span(part: Mapping[str, Any]) -> str:
+    """`0:50 – 1:00`, or `1:02:50 – 1:03:00`; a decimal only where there is one."""
+    end = "the end" if part["end"] is None else _clock(part["end"])
+    return f"{_clock(part['start'])} – {end}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds, 3), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    whole = f"{rest:06.3f}".rstrip("0").rstrip(".") if rest % 1 else f"{rest:02.0f}"
+    return f"{hours}:{minutes:02d}:{whole}" if hours else f"{minutes}:{whole}"
 
 
 def prediction_exit_code(results: Sequence[Mapping[str, Any]]) -> int:
-    """0 done, 3 when some video could not be read, 1 when none could."""
-    failed = sum(bool(item.get("error")) for item in results)
-    return 0 if not failed else 1 if failed == len(results) else 3
+    """0 done, 3 when some video or window could not be read, 1 when nothing could."""
+    parts = [[item, *item.get("segments", ())] for item in results]
+    if parts and not any(part["predictions"] for video in parts for part in video):
+        return 1
+    return 3 if any(part.get("error") for video in parts for part in video) else 0
