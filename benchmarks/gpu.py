@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from msq.bench.gpu_goals import answers, table
+from msq.bench.gpu_answers import answers
+from msq.bench.gpu_goals import table
 from msq.bench.gpu_parts import MINUTES, PARTS, run_part
 from msq.bench.gpu_smoke import checks
 from msq.bench.gpu_timing import Session

@@ -23,7 +23,6 @@ from msq.bench.machine import line, machine
 from msq.bench.tune import Tuning, merged, tune, untimed, write_table
 from msq.bench.tune_candidates import BUCKETS
 from msq.bench.tune_judges import fake_judge, gpu_judge
-from msq.errors import MsqError
 from msq.kernels import tiles
 
 TABLE = Path(tiles.__file__).with_name("tiles.json")
@@ -64,7 +63,7 @@ def main() -> None:
     print(text, flush=True)
     wanted = [b for b in BUCKETS if (not options.op or b.op in options.op)
               and (not options.keys or b.keys in options.keys)]  # fmt: skip
-    began, found = time.monotonic(), list[Tuning]()
+    began, found, before = time.monotonic(), list[Tuning](), tiles.all_tiles()
     for bucket in wanted:
         if time.monotonic() - began > 60 * options.minutes:
             print(f"left out: {bucket}: no time")
@@ -72,12 +71,14 @@ def main() -> None:
         print(bucket, flush=True)
         try:
             found.append(tune(bucket, architecture, judge, text, _say, options.most))
-        except MsqError as error:  # the next range may work
-            print(f"FAILED: {error}")
-    rest = untimed(BUCKETS, [tuning.bucket for tuning in found], architecture)
-    for file in filter(None, (options.out, TABLE if options.write else None)):
-        write_table(file, merged(tiles.all_tiles(), [*rest, *found]))
-        print(f"{file}: {sum(len(t.tiles) for t in found)} tiles timed")
+        except Exception as error:  # the next range may work
+            print(f"FAILED: {type(error).__name__}: {error}")
+            continue
+        # After each: a call that is cut off loses what it was at, and nothing else.
+        rest = untimed(BUCKETS, [tuning.bucket for tuning in found], architecture)
+        for file in filter(None, (options.out, TABLE if options.write else None)):
+            write_table(file, merged(before, [*rest, *found]))
+            print(f"{file}: {sum(len(t.tiles) for t in found)} tiles timed")
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import msq.kernels.ffn
 import msq.kernels.ffn_product  # noqa: F401 - registers the ops
 from msq.bench.gpu_micro import LOOP, sizes
-from msq.bench.gpu_timing import Run, Session, compare
+from msq.bench.gpu_timing import Run, Session, compare, median
 from msq.bench.kernel_cases import RATE, SCALE
 from msq.kernels.bits import mask_bits
 
@@ -53,10 +53,9 @@ def ffn_product(session: Session) -> None:
 
 def over_apart(found: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The worse of both directions: time in one over time apart; None where not measured."""
-    sides = found.get(NAME, {}).get("sides", {})
     ratios = []
     for way in _WAYS:
-        one, two = (sides.get(f"{side}, {way}", {}).get("median") for side in ("in one", "apart"))
+        one, two = (median(found, NAME, f"{side}, {way}") for side in ("in one", "apart"))
         if not one or not two:
             return None
         ratios.append(one / two)

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from msq.bench.gpu_timing import Run, Session, compare
+from msq.bench.gpu_timing import Run, Session, compare, median
 from msq.bench.kernel_cases import RATE, SCALE, KernelCase, kernel_cases
 from msq.head.masks import Masks, Part, Site
 from msq.kernels.bits import mask_bits
-from msq.kernels.cross_attention import absorbed_cross_attention
+from msq.kernels.cross_attention import absorbed_cross_attention, columns
+from msq.kernels.tiles import find_tile
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -105,7 +106,17 @@ def kernels(session: Session) -> None:
         for value in timed.values():
             if "median" in value:
                 value["bytes_per_s"] = case.bytes / (1e-3 * value["median"])
-        session.add(f"kernel {case.name.split(' B=')[0]}", bytes=case.bytes, sides=timed)
+        more = _tiled(session) if case.op == "absorbed_cross" else {}
+        session.add(f"kernel {case.name.split(' B=')[0]}", bytes=case.bytes, sides=timed, **more)
+
+
+def _tiled(session: Session) -> dict[str, Any]:
+    """Sizes of the absorbed cross-attention, with its columns of scores and rows of a program."""
+    size = sizes(session)
+    wide = columns(size[2], size[4])
+    generation = torch.cuda.get_device_capability() if session.device == "cuda" else None
+    tile = find_tile("absorbed_cross", generation, wide)
+    return {"sizes": size, "columns": wide, "rows": tile.sizes["ROWS"]}
 
 
 def mask_bits_of_a_step(session: Session) -> None:
@@ -121,14 +132,14 @@ def mask_bits_of_a_step(session: Session) -> None:
 
     def kernel() -> None:
         for layer in range(6):
-            for site, (lines, columns) in enumerate(places):
-                mask_bits(key, 8 * layer + site, lines, columns, RATE, triton=triton)
+            for site, (lines, across) in enumerate(places):
+                mask_bits(key, 8 * layer + site, lines, across, RATE, triton=triton)
 
     def of_the_head() -> None:
         masks = Masks(1, 2, 0.1, session.device)
         for layer in range(6):
-            for site, (lines, columns) in zip(Site, places, strict=True):
-                masks.bits(Part.decoder, layer, site, lines, columns)
+            for site, (lines, across) in zip(Site, places, strict=True):
+                masks.bits(Part.decoder, layer, site, lines, across)
 
     found = compare(session, {"kernel": kernel})
     found |= compare(session, {"packed head": of_the_head}, capture=False)
@@ -181,8 +192,8 @@ def cross_attention_forms(session: Session) -> None:
 
 
 def ratio(found: Mapping[str, Any], slower: str, faster: str) -> float | None:
-    """How many times as long the first takes, where both were timed."""
-    a, b = (found.get("sides", {}).get(name, {}).get("median") for name in (slower, faster))
+    """How many times as long the first takes, where both were timed alike."""
+    a, b = (median({"": found}, "", side) for side in (slower, faster))
     return a / b if a and b else None
 
 

@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from msq.bench.cases import worst_of
 from msq.bench.clean_decoder import CleanDecoder
+from msq.bench.compiled_gate import compiled_gate, within, within_autocast
 from msq.bench.gpu_encoders import encoders
 from msq.bench.gpu_end_to_end import end_to_end_step
 from msq.bench.gpu_ffn import ffn_product
@@ -27,16 +29,20 @@ from msq.bench.gpu_micro import (
 )
 from msq.bench.gpu_smoke import loss_curve
 from msq.bench.gpu_stack import heads_at_once
-from msq.bench.gpu_steps import ALL, COMPILED, compiled, steps
+from msq.bench.gpu_steps import ALL, WITHOUT_DROPOUT, compiled, steps
 from msq.bench.gpu_timing import Run, Session, ceilings, compare
 from msq.bench.head_problem import Problem, Shape
 from msq.bench.temporal_cases import temporal
+from msq.bench.torch_sides import framework_forward
+from msq.head.evaluate import score
+from msq.head.features import Features
 from msq.head.packed import PackedHead
 
 MINUTES = 8
 CHARADES_STEPS = 32  # 7,985 training clips in batches of 256
 OTHERS = ((140, 256), (51, 256), (20, 64))  # K, B
 CURVE_STEPS = 20
+SCORED = "as msq scores"
 
 
 def run_part(number: int, session: Session) -> None:
@@ -49,7 +55,7 @@ def reference_step(session: Session) -> None:
     """Part 1."""
     for dropout in (0.1, 0.0):
         shape = _shape(session, 157, 256, dropout)
-        work = functools.partial(steps, session, shape, ALL if dropout else COMPILED)
+        work = functools.partial(steps, session, shape, ALL if dropout else WITHOUT_DROPOUT)
         session.attempt(_name(shape), work, needs=60)
 
 
@@ -83,44 +89,73 @@ PARTS: dict[int, Callable[[Session], None]] = {
 
 
 def inference(session: Session, clips: int) -> None:
-    """Logits of the packed head, of it with kernels, and of the compiled clean decoder, in bf16."""
-    shape = _shape(session, 157, clips, 0.0)
-    problem = Problem(shape, session.device)
+    """Logits of the packed head, of it with kernels, and of the compiled clean decoder, in bf16.
+
+    These are CUDA graphs. `as msq scores` is the call that validation, `eval` and `predict` make:
+    in float32, its weights joined anew, launch by launch.
+    """
+    name = f"inference B={clips}"
+    problem = Problem(_shape(session, 157, clips, 0.0), session.device)
     model, clean = problem.head().eval(), CleanDecoder(problem.head()).eval()
     heads = {"packed": PackedHead(model, precision="bf16", frozen=True)}
     names = problem.kernels("bf16")
     if names:
         heads["kernels"] = PackedHead(model, precision="bf16", frozen=True, kernels=names)
 
-    def low() -> Tensor:
-        with torch.autocast(problem.device, torch.bfloat16, cache_enabled=False):
-            found: Tensor = clean(problem.tokens, problem.image)
-            return found
+    def clean_logits() -> Tensor:
+        found: Tensor = clean(problem.tokens, problem.image)
+        return found
 
-    fast = compiled(low, problem.device)
+    eager, fast = (
+        torch.no_grad()(framework_forward(form, device=problem.device, low=True, cache=False))
+        for form in (clean_logits, compiled(clean_logits, problem.device))
+    )
 
-    def opponent() -> object:
+    def packed(head: PackedHead) -> Tensor:
         with torch.no_grad():
-            return fast()
+            return head(problem.tokens, problem.image)["logits"]
 
-    def packed(head: PackedHead) -> object:
-        with torch.no_grad():
-            return head(problem.tokens, problem.image)
+    as_scored = functools.partial(score, model, _features(problem), batch=clips)
+    with torch.no_grad():
+        right = model(problem.tokens, problem.image)["logits"]
+    gate = worst_of([
+        compiled_gate("B2", fast, eager, right, problem.loss, dropout=False, low=True),
+        *(within_autocast(side, packed(head), eager(), right) for side, head in heads.items()),
+        within(SCORED, as_scored(), right),
+    ])  # fmt: skip
+    facts = {"ok": gate.ok, "worst": gate.worst, "what": gate.what}
+    runs: dict[str, Run] = {"B2": fast, SCORED: as_scored}
+    runs |= {side: functools.partial(packed, head) for side, head in heads.items()}
+    sides = compare(session, runs, eager=[SCORED]) if gate.ok else {}
+    session.add(name, gate=facts, sides=sides)
 
-    runs: dict[str, Run] = {"B2": opponent}
-    runs |= {name: functools.partial(packed, head) for name, head in heads.items()}
-    session.add(f"inference B={clips}", sides=compare(session, runs))
+
+def _features(problem: Problem) -> Features:
+    """The clips of a problem as they lie in memory when a command scores them."""
+    clips, classes = len(problem.tokens), problem.shape.classes
+    return Features(
+        name="random", task="multilabel", splits=("test",) * clips,
+        classes=tuple(map(str, range(classes))), ids=tuple(map(str, range(clips))),
+        tokens=problem.tokens, labels=problem.labels.to(torch.uint8), image=problem.image,
+        text=problem.text.to(problem.device),
+    )  # fmt: skip
 
 
 def curves(session: Session) -> None:
-    """Two runs of some training steps at the reference point: every loss, bit for bit."""
+    """Two runs of some training steps at the reference point, with kernels and without."""
     shape = _shape(session, 157, 256, 0.1)
     precision = "bf16" if session.device == "cuda" else "fp32"
-    first, second = (
-        loss_curve(Problem(shape, session.device), precision, CURVE_STEPS) for _ in range(2)
-    )
-    different = sum(a != b for a, b in zip(first, second, strict=True))
-    session.add("loss curve", steps=CURVE_STEPS, different=different, last=first[-1])
+    names = Problem(shape, session.device).kernels(precision)
+    different, last = {}, {}
+    for side, ops in {"packed": (), **({"kernels": names} if names else {})}.items():
+        first, second = (
+            loss_curve(Problem(shape, session.device), precision, CURVE_STEPS, ops)
+            for _ in range(2)
+        )
+        different[side] = sum(a != b for a, b in zip(first, second, strict=True))
+        last[side] = first[-1]
+    session.add("loss curve", steps=CURVE_STEPS, different=sum(different.values()),
+                different_by_side=different, last=last)  # fmt: skip
 
 
 def _shape(session: Session, classes: int, clips: int, dropout: float) -> Shape:

@@ -17,7 +17,6 @@ from msq.bench.graph_check import graph_is_the_step
 from msq.bench.head_problem import FLOAT64_TOLERANCE, Problem, Shape, agreement
 from msq.bench.kernel_cases import RATE, KernelCase, covered_ops, kernel_cases, known_ops
 from msq.bench.temporal_cases import smoke_cases
-from msq.head.masks import step_masks
 from msq.head.packed import PackedHead
 from msq.kernels.bits import mask_bits
 
@@ -157,31 +156,23 @@ def every_op_is_covered() -> Gate:
 
 
 def same_training(device: str, *, tiny: bool, steps: int = 5) -> Gate:
-    """Losses of two runs of some steps of the packed head, bit for bit."""
+    """Losses of two runs of the packed head, with kernels and without, bit for bit."""
     shape = Shape(7 if tiny else 157, 4 if tiny else 32, 0.1, quick=tiny)
     precision = "bf16" if device == "cuda" else "fp32"
-    curves = [loss_curve(Problem(shape, device), precision, steps) for _ in range(2)]
-    different = sum(a != b for a, b in zip(*curves, strict=True))
+    names = Problem(shape, device).kernels(precision)
+    different = 0
+    for kernels in dict.fromkeys([(), names]):
+        curves = [loss_curve(Problem(shape, device), precision, steps, kernels) for _ in range(2)]
+        different += sum(a != b for a, b in zip(*curves, strict=True))
     return Gate(float(different), 0.0, f"losses of {steps} steps that differ")
 
 
-def loss_curve(problem: Problem, precision: str, steps: int) -> list[float]:
+def loss_curve(
+    problem: Problem, precision: str, steps: int, kernels: tuple[str, ...] = ()
+) -> list[float]:
     """Losses of the packed head in training."""
-    from msq.head.packed import flat_parameters
-
-    model = problem.head()
-    flat = flat_parameters(model, precision)
-    head = PackedHead(model, precision=precision, flat=flat)
-    optimiser = torch.optim.AdamW([flat.matrices, flat.vectors], lr=1e-4, fused=True)
-    found = []
-    for number in range(steps):
-        masks = step_masks(0, number, problem.shape.dropout, problem.device)
-        flat.begin()
-        loss = problem.loss(head(problem.tokens, problem.image, masks=masks)["logits"])
-        torch.autograd.backward(loss)
-        flat.gather()
-        optimiser.step()
-        found.append(loss.detach())
+    step = problem.packed_step(precision, kernels, rate=1e-4)
+    found = [step() for _ in range(steps)]
     return [float(loss) for loss in found]
 
 

@@ -1,25 +1,34 @@
 """The training step of a head: forward, backward and optimiser, in five forms.
 
-`packed` is the step that `msq train-head` takes; `plain` the readable head, eager; `torch` the same
-head around `nn.TransformerDecoder` with the fastest attention backend of torch; `compiled` what
-torch.compile makes of that; `authors` the authors' procedure, 6 + 6 layers of `nn.Transformer` in
-float32 with the concatenation of labels and image, against a packed head of the same shape. On a
-GPU `kernels` is the packed head with every Triton kernel that it has.
+`packed` is the step that `msq train-head` takes, without its clipping, its average of the weights
+and its gathering of clips, which no other side has either; `plain` the readable head, eager;
+`torch` the same head around `nn.TransformerDecoder` with the fastest attention backend of torch;
+`compiled` what torch.compile makes of that, compared with it before it is timed; `authors` the
+authors' procedure, 6 + 6 layers of `nn.Transformer` in float32 with the concatenation of labels and
+image, against a packed head of the same shape. On a GPU `kernels` is the packed head with every
+Triton kernel that it has.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from msq.bench.cases import Case, Gate, Prepared, Settings, Side, worst_of
+from msq.bench.compiled_gate import compiled_gate
 from msq.bench.head_problem import Problem, Shape, agreement, authors_or_torch
-from msq.bench.torch_sides import Step, fastest_backend, framework_step
+from msq.bench.torch_sides import (
+    Step,
+    TorchDecoder,
+    fastest_backend,
+    framework_forward,
+    framework_step,
+)
 from msq.head.packed_choice import bf16_is_native
 
 SHAPES = ((157, 16), (20, 64))  # K, B
@@ -65,43 +74,75 @@ def _prepare(shape: Shape, precision: str, settings: Settings) -> Iterator[Prepa
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     with torch.random.fork_rng(devices=["cuda"] if settings.device == "cuda" else []):
         torch.manual_seed(0)
-        problem = Problem(shape, settings.device)
+        problem, made = Problem(shape, settings.device), dict[str, Side]()
         prepared = Prepared(
-            gate=functools.partial(_gate, problem, precision),
-            sides=lambda: _sides(problem, precision, settings, prepared.left_out),
+            gate=lambda: _gate(problem, precision, settings, made, prepared.left_out),
+            sides=lambda: _sides(problem, precision) | made,
             flops=shape.flops,
             precision=precision,
         )
         yield prepared
 
 
-def _gate(problem: Problem, precision: str) -> Gate:
+def _gate(
+    problem: Problem, precision: str, settings: Settings, made: dict[str, Side],
+    left_out: dict[str, str],
+) -> Gate:  # fmt: skip
+    """Compares all forms; `compiled` is made here, for what is timed is what was compared."""
     shape, device = problem.shape, problem.device
     gates = [agreement(shape, device, precision)]
     kernels = problem.kernels(precision)
     if kernels:
         gates.append(agreement(shape, device, precision, kernels))
+    if settings.compile and not problem.shape.official:
+        try:
+            side, gate = _compiled(problem, precision)
+        except Exception as error:  # whatever the compiler of the machine says
+            left_out["compiled"] = str(error).strip().splitlines()[0][:200]
+        else:
+            made["compiled"] = side
+            gates.append(gate)
     return worst_of(gates)
 
 
-def _sides(
-    problem: Problem, precision: str, settings: Settings, left_out: dict[str, str]
-) -> Mapping[str, Side]:
+def _compiled(problem: Problem, precision: str) -> tuple[Side, Gate]:
+    """The step of torch's modules under torch.compile, and its logits beside theirs."""
+    low, device = precision == "bf16", problem.device
+    module = TorchDecoder(problem.head()).train()
+    parameters, logits = list(module.parameters()), _calling(problem, module)
+    with torch.no_grad():
+        right = problem.head().eval()(problem.tokens, problem.image)["logits"]
+    spare = TorchDecoder(problem.head()).train()
+    backend, _ = fastest_backend(
+        lambda b: framework_step(_calling(problem, spare), problem.loss, list(spare.parameters()),
+                                 device=device, low=low, backend=b),
+        device,
+    )  # fmt: skip
+    fast = torch.compile(logits, mode="max-autotune" if device == "cuda" else None)
+    forward = functools.partial(framework_forward, device=device, low=low, backend=backend)
+    gate = compiled_gate("compiled", forward(fast), forward(logits), right, problem.loss,
+                         dropout=problem.shape.dropout > 0, low=low)  # fmt: skip
+    step = framework_step(fast, problem.loss, parameters, device=device, low=low, backend=backend)
+    return Side(step), gate
+
+
+def _calling(problem: Problem, module: nn.Module) -> Callable[[], Tensor]:
+    def logits() -> Tensor:
+        found = module(problem.tokens, problem.image)
+        chosen: Tensor = found["logits"] if isinstance(found, dict) else found
+        return chosen
+
+    return logits
+
+
+def _sides(problem: Problem, precision: str) -> dict[str, Side]:
     low = precision == "bf16"
     step = functools.partial(framework_step, loss=problem.loss, device=problem.device, low=low)
-
-    def calling(module: nn.Module) -> Callable[[], Tensor]:
-        def logits() -> Tensor:
-            found = module(problem.tokens, problem.image)
-            chosen: Tensor = found["logits"] if isinstance(found, dict) else found
-            return chosen
-
-        return logits
 
     plain = problem.head().train()
     found: dict[str, Step] = {
         "packed": problem.packed_step(precision),
-        "plain": step(calling(plain), parameters=list(plain.parameters())),
+        "plain": step(_calling(problem, plain), parameters=list(plain.parameters())),
     }
     kernels = problem.kernels(precision)
     if kernels:
@@ -110,20 +151,10 @@ def _sides(
     parameters = list(module.parameters())
     if problem.shape.official:
         # As their code does: torch chooses the attention backend.
-        found["authors"] = step(calling(module), parameters=parameters)
+        found["authors"] = step(_calling(problem, module), parameters=parameters)
         return {name: Side(run) for name, run in found.items()}
     backend, _ = fastest_backend(
-        lambda b: step(calling(module), parameters=parameters, backend=b), problem.device
+        lambda b: step(_calling(problem, module), parameters=parameters, backend=b), problem.device
     )
-    found["torch"] = step(calling(module), parameters=parameters, backend=backend)
-    if settings.compile:
-        mode = "max-autotune" if problem.device == "cuda" else None
-        compiled = torch.compile(calling(module), mode=mode)
-        run = step(compiled, parameters=parameters, backend=backend)
-        try:
-            run()
-        except Exception as error:  # whatever the compiler of the machine says
-            left_out["compiled"] = str(error).strip().splitlines()[0][:200]
-        else:
-            found["compiled"] = run
+    found["torch"] = step(_calling(problem, module), parameters=parameters, backend=backend)
     return {name: Side(run) for name, run in found.items()}

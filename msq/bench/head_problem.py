@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from msq.bench.cases import Gate, worst_of
-from msq.bench.torch_sides import AuthorsHead, Step, TorchDecoder
+from msq.bench.torch_sides import AuthorsHead, TorchDecoder
 from msq.config import HeadConfig
 from msq.head.flops import step_flops
 from msq.head.loss import head_loss
-from msq.head.masks import Masks, step_masks
+from msq.head.masks import CountedMasks, Masks, drop_rate, step_masks
 from msq.head.model import MSQNet
 from msq.head.packed import PackedHead, flat_parameters
 
@@ -74,6 +75,8 @@ class Problem:
         shape: sizes.
         device: `cpu` or `cuda`.
         dtype: of data and parameters.
+        counted: dropout from a key on the device, as a step needs it that is recorded in a CUDA
+            graph; None does so on a GPU.
 
     Attributes:
         tokens: [B, S, D'].
@@ -82,9 +85,14 @@ class Problem:
     """
 
     def __init__(
-        self, shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        shape: Shape,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        counted: bool | None = None,
     ) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
+        self.counted = device == "cuda" if counted is None else counted
         self.config = shape.config
         self.token_width, self.image_width = (48, 24) if shape.quick else (768, 512)
         g = torch.Generator().manual_seed(0)
@@ -106,9 +114,19 @@ class Problem:
         wide = torch.promote_types(logits.dtype, torch.float32)
         return head_loss(logits.to(wide), self.labels, "bce")
 
+    def key(self) -> Tensor:
+        """Seed and step of the dropout, at step 0: int64 [2] on the device."""
+        return torch.zeros(2, dtype=torch.int64, device=self.device)
+
     def masks(self) -> Masks | None:
         """The dropout of step 0."""
-        return step_masks(0, 0, self.shape.dropout, self.device)
+        return self._masks(self.key(), 0)
+
+    def _masks(self, key: Tensor, step: int) -> Masks | None:
+        """The dropout of a step, which a key says on the device and a number beside it."""
+        if not self.counted:
+            return step_masks(0, step, self.shape.dropout, self.device)
+        return CountedMasks(key, self.shape.dropout) if drop_rate(self.shape.dropout) else None
 
     def kernels(self, precision: str) -> tuple[str, ...]:
         """All operations of the packed head that have a kernel here; none on a CPU."""
@@ -124,22 +142,32 @@ class Problem:
         chosen = choose_kernels("triton", torch.device(self.device), precision, shape)
         return tuple(choice.op for choice in chosen if choice.path == "triton")
 
-    def packed_step(self, precision: str, kernels: tuple[str, ...] = ()) -> Step:
-        """A training step of the packed head, as `msq.head.train` takes it."""
+    def packed_step(
+        self, precision: str, kernels: tuple[str, ...] = (), rate: float = 1e-5
+    ) -> Callable[[], Tensor]:
+        """A training step of the packed head, with the masks that `msq.head.step` has; its loss.
+
+        As its opponents it has forward pass, loss, backward pass and optimiser; neither clipping
+        nor the average of the weights, and the batch stays where it is. Where the dropout is
+        counted nothing in it depends on the processor's numbers, and it can be recorded.
+        """
         model = self.head()
         flat = flat_parameters(model, precision)
         head = PackedHead(model, precision=precision, flat=flat, kernels=kernels)
-        optimiser = torch.optim.AdamW([flat.matrices, flat.vectors], lr=1e-5, fused=True,
+        optimiser = torch.optim.AdamW([flat.matrices, flat.vectors], lr=rate, fused=True,
                                       capturable=self.device == "cuda")  # fmt: skip
-        steps = iter(range(2**31))
+        steps, key = iter(range(2**31)), self.key()
 
-        def step() -> None:
-            masks = step_masks(0, next(steps), self.shape.dropout, self.device)
+        def step() -> Tensor:
+            masks = self._masks(key, next(steps))
             flat.begin()
             loss = self.loss(head(self.tokens, self.image, masks=masks)["logits"])
             torch.autograd.backward(loss)
             flat.gather()
             optimiser.step()
+            if self.counted:
+                key[1:] += 1
+            return loss.detach()
 
         return step
 

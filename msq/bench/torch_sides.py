@@ -111,6 +111,34 @@ class AuthorsHead(nn.Module):
         return logits
 
 
+def framework_forward(
+    logits: Callable[[], Tensor],
+    *,
+    device: str,
+    low: bool = False,
+    backend: SDPBackend | None = None,
+    cache: bool = True,
+) -> Callable[[], Tensor]:
+    """The forward pass of `framework_step`.
+
+    Args:
+        logits: the forward pass of a module.
+        device: `cpu` or `cuda`.
+        low: bfloat16 autocast.
+        backend: of torch's attention; None leaves the choice to torch.
+        cache: weights are cast once for all uses; not where it is to stand in a CUDA graph.
+    """
+
+    def forward() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=low, cache_enabled=cache):
+            if backend is None:
+                return logits()
+            with sdpa_kernel(backend):
+                return logits()
+
+    return forward
+
+
 def framework_step(
     logits: Callable[[], Tensor],
     loss: Callable[[Tensor], Tensor],
@@ -133,13 +161,9 @@ def framework_step(
         capturable: the optimiser can stand in a CUDA graph.
     """
     optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=capturable)
-
-    def forward() -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=low, cache_enabled=not capturable):
-            if backend is None:
-                return logits()
-            with sdpa_kernel(backend):
-                return logits()
+    forward = framework_forward(
+        logits, device=device, low=low, backend=backend, cache=not capturable
+    )
 
     def step() -> None:
         value = loss(forward())

@@ -71,7 +71,8 @@ def _time(
 def _against(session: Session, bucket: Bucket, tiles: Sequence[Tile]) -> Times:
     """Both ways, with whatever products the two sides do not have in common."""
     leaves, forms = block(bucket, session.device, torch.bfloat16, triton=session.device == "cuda")
-    grad = torch.randn_like(forms["kernel"]().detach())
+    with forced(*tiles):
+        grad = torch.randn_like(forms["kernel"]().detach())
 
     def both_ways(form: Callable[[], Tensor]) -> object:
         with forced(*tiles):
