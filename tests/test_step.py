@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import runpy
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -292,6 +293,36 @@ def test_a_run_that_began_as_a_graph_says_what_it_needs_to_go_on(tmp_path: Path)
     file.write_text(f"{before}[data.step]{after}", encoding="utf-8")
     with pytest.raises(UsageError, match=r"data.step.graph = on\), and it is on cpu"):
         train_head(toys.toy(), toys.small(), tmp_path / "run")
+
+
+def test_a_graph_is_recorded_and_replayed_on_the_device_of_its_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inside: list[Tensor] = []
+
+    @contextmanager
+    def device_of(x: Tensor) -> Iterator[None]:
+        inside.append(x)
+        yield
+        inside.pop()
+
+    seen: list[Tensor] = []
+
+    def note() -> None:
+        seen.append(inside[-1])
+
+    def record(run: Callable[[], None]) -> Callable[[], None]:
+        note()
+        return note
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    graph = StepGraph(lambda batch: note(), 3, record, lambda run: run())
+    rows = torch.arange(3)
+    for _ in range(WARM_UP + 2):
+        graph(Batch(rows, torch.zeros(3, 1, 1), None, torch.zeros(3, 2), None))
+    assert len(seen) == WARM_UP + 1 + 2  # the recording, and two replays
+    assert all(one is rows for one in seen)
+    assert not inside
 
 
 def test_counted_masks_have_the_layout_of_the_others_and_follow_their_key() -> None:

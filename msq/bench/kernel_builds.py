@@ -90,10 +90,9 @@ def builds() -> Iterator[Build]:
     from msq.kernels.gpu import bits
 
     needed = digits_needed(RATE)
-    constants = {"site": 3, "rate": RATE, "first_digit": DIGITS - needed, "needed": needed,
-                 "rounds": ROUNDS}  # fmt: skip
+    constants = {"rate": RATE, "first_digit": DIGITS - needed, "needed": needed, "rounds": ROUNDS}
     yield Build("mask_bits", "mask_bits", 10**6, bits.make_bits,
-                types(i64="key", i32="out", int="words"), constants, False)  # fmt: skip
+                types(i64="key", i32="out", int="words site"), constants, False)  # fmt: skip
     for width in (512, 768):
         yield from norm(width)
     yield from hidden(HIDDEN)

@@ -57,7 +57,11 @@ class StepGraph:
         self._inputs: Batch | None = None
 
     def __call__(self, batch: Batch) -> None:
-        """Take one step."""
+        """Take one step, on the device of the batch: streams and graphs are the current one's."""
+        with torch.cuda.device_of(batch.rows):  # type: ignore[no-untyped-call]
+            self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
         if batch.rows.shape[-1] != self._size or self.refused:
             self._run(batch)
             return

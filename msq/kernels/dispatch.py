@@ -74,7 +74,7 @@ def resolve(
         raise UsageError(f"kernels is one of {', '.join(KERNELS)}, not {kernels!r}")
     if kernels == "auto":
         kernels = _from_environment()
-    obstacle = unsupported or _obstacle(device, dtype)
+    obstacle = unsupported or _obstacle(device, dtype) or _no_tile(op, device, keys)
     if kernels == "triton" and obstacle:
         raise UsageError(f"kernels = triton: {op} cannot run its kernel: {obstacle}; use auto")
     if kernels == "triton":
@@ -107,6 +107,16 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
         return "the device is older than compute capability 8.0"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"the kernels are for bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _no_tile(op: str, device: torch.device, keys: int) -> str:
+    """Why no tile is for so many keys; empty where there is one."""
+    cuda = device.type == "cuda"
+    try:
+        find_tile(op, torch.cuda.get_device_capability(device) if cuda else None, keys)
+    except KeyError as error:
+        return str(error.args[0])
     return ""
 
 

@@ -8,16 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from msq.kernels.bits import DIGITS, ROUNDS, digits_needed
-from msq.kernels.gpu.launch import capability
+from msq.kernels.gpu.launch import capability, on_its_device
 from msq.kernels.tiles import find_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site"])  # or every place of the head would be compiled anew
 def make_bits(
     key,
     out,
     words,
-    site: tl.constexpr,
+    site,
     rate: tl.constexpr,
     first_digit: tl.constexpr,
     needed: tl.constexpr,
@@ -46,6 +46,7 @@ def make_bits(
     tl.store(out + index, result.to(tl.int32, bitcast=True), mask=index < words)
 
 
+@on_its_device
 def launch(key: Tensor, site: int, words: int, rate: int) -> Tensor:
     """int32 [words] on the key's device."""
     needed = digits_needed(rate)

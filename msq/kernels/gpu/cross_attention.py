@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msq.kernels.cross_attention import CHUNK, columns, token_pieces
-from msq.kernels.gpu.launch import capability, given
+from msq.kernels.gpu.launch import capability, given, on_its_device
 from msq.kernels.tiles import find_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -262,6 +262,7 @@ def backward_rows(
         tl.store(dx + first * D + at, of_x.to(dx.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def launch_forward(
     x: Tensor, keys: Tensor, beta: Tensor, values: Tensor, out_bias: Tensor, weight: Tensor,
     bias: Tensor, bits: Tensor | None, residual_bits: Tensor | None, scale: float, eps: float,
@@ -281,6 +282,7 @@ def launch_forward(
     return out, h, mean, rstd
 
 
+@on_its_device
 def launch_backward(
     do: Tensor, dh: Tensor, x: Tensor, keys: Tensor, beta: Tensor, values: Tensor,
     bits: Tensor | None, scale: float,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msq.kernels.gpu.launch import capability, given
+from msq.kernels.gpu.launch import capability, given, on_its_device
 from msq.kernels.tiles import find_tile
 
 _LOG2E = 1.4426950408889634
@@ -111,6 +111,7 @@ def backward(
     tl.store(dkv + to + D, dv.to(dkv.dtype.element_ty), mask=(token < T)[:, None])
 
 
+@on_its_device
 def launch_forward(
     q: Tensor, kv: Tensor, bits: Tensor | None, clips: int, heads: int, keep_scale: float
 ) -> Tensor:
@@ -126,6 +127,7 @@ def launch_forward(
     return out
 
 
+@on_its_device
 def launch_backward(
     grad: Tensor, q: Tensor, kv: Tensor, bits: Tensor | None, clips: int, heads: int,
     keep_scale: float,

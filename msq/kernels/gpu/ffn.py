@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msq.kernels.gpu.launch import capability
+from msq.kernels.gpu.launch import capability, on_its_device
 from msq.kernels.tiles import find_tile
 
 _PROGRAMS = 1056  # of the backward pass: eight for each of 132 multiprocessors
@@ -65,6 +65,7 @@ def backward(
     tl.store(parts + program.to(tl.int64) * F + col, total, mask=col < F)
 
 
+@on_its_device
 def launch_forward(x: Tensor, bias: Tensor, bits: Tensor | None, scale: float) -> Tensor:
     """[M, F]."""
     rows, width = x.shape
@@ -78,6 +79,7 @@ def launch_forward(x: Tensor, bias: Tensor, bits: Tensor | None, scale: float) -
     return out
 
 
+@on_its_device
 def launch_backward(grad: Tensor, out: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Gradients of x [M, F] and of bias [F]."""
     rows, width = out.shape

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msq.kernels.gpu.launch import capability
+from msq.kernels.gpu.launch import capability, on_its_device
 from msq.kernels.tiles import Tile, find_tile
 
 
@@ -127,6 +127,7 @@ def gate(
     tl.store(parts + col, tl.sum(total, axis=0), mask=col < F)
 
 
+@on_its_device
 def launch_forward(
     x: Tensor, weight: Tensor, bias: Tensor, bits: Tensor | None, scale: float
 ) -> Tensor:
@@ -142,6 +143,7 @@ def launch_forward(
     return out
 
 
+@on_its_device
 def launch_backward(
     grad: Tensor, weight: Tensor, hidden: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msq.kernels.gpu.launch import capability, given
+from msq.kernels.gpu.launch import capability, given, on_its_device
 from msq.kernels.tiles import find_tile
 
 _PROGRAMS = 1056  # of the backward pass: eight for each of 132 multiprocessors
@@ -118,6 +118,7 @@ def backward(
     tl.store(dbias + program * D + col, bias_sum, mask=col < D)
 
 
+@on_its_device
 def launch_forward(
     x: Tensor,
     y: Tensor,
@@ -142,6 +143,7 @@ def launch_forward(
     return out, h, mean, rstd
 
 
+@on_its_device
 def launch_backward(
     grad: Tensor,
     h: Tensor,

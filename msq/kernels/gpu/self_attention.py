@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msq.kernels.gpu.launch import capability, given
+from msq.kernels.gpu.launch import capability, given, on_its_device
 from msq.kernels.tiles import find_tile
 
 _LOG2E = 1.4426950408889634
@@ -222,6 +222,7 @@ def backward_keys(
     tl.store(dqkv + to + 2 * D, dv.to(dqkv.dtype.element_ty), mask=(col < K)[:, None])
 
 
+@on_its_device
 def launch_forward(
     qkv: Tensor, clip: Tensor | None, bits: Tensor | None, valid: Tensor | None,
     clips: int, heads: int, keep_scale: float,
@@ -240,6 +241,7 @@ def launch_forward(
     return out, log_sum
 
 
+@on_its_device
 def launch_backward(
     grad: Tensor, qkv: Tensor, clip: Tensor | None, bits: Tensor | None, valid: Tensor | None,
     log_sum: Tensor, clips: int, heads: int, keep_scale: float,

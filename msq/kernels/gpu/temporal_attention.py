@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msq.kernels.gpu.launch import capability
+from msq.kernels.gpu.launch import capability, on_its_device
 from msq.kernels.tiles import Tile, find_tile
 
 _LOG2E = 1.4426950408889634
@@ -121,6 +121,7 @@ def backward(
     tl.store(there + D, dk.to(dqkv.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def launch_forward(qkv: Tensor, heads: int) -> Tensor:
     """Mixed values [P, T, D]."""
     problems, frames, three = qkv.shape
@@ -133,6 +134,7 @@ def launch_forward(qkv: Tensor, heads: int) -> Tensor:
     return out
 
 
+@on_its_device
 def launch_backward(grad: Tensor, qkv: Tensor, heads: int) -> Tensor:
     """Gradients of q, k and v, packed as they are [P, T, 3 D]."""
     problems, frames, three = qkv.shape
