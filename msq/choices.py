@@ -21,6 +21,16 @@ class Classifier(StrEnum):
     text = "text"
 
 
+class Loss(StrEnum):
+    """What training makes small; asymmetric and focal are for rare labels."""
+
+    auto = "auto"
+    bce = "bce"
+    ce = "ce"
+    asymmetric = "asymmetric"
+    focal = "focal"
+
+
 class Task(StrEnum):
     """Many labels a clip, or exactly one."""
 

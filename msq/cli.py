@@ -13,6 +13,7 @@ from msq import __version__
 from msq.choices import (
     Classifier,
     Ensemble,
+    Loss,
     Queries,
 )
 from msq.cli_bench import bench_app
@@ -113,6 +114,7 @@ def train_head(
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/STORE by default.")] = None,
     queries: Annotated[Queries | None, typer.Option(help="head.queries")] = None,
     classifier: Annotated[Classifier | None, typer.Option(help="head.classifier")] = None,
+    loss: Annotated[Loss | None, typer.Option(help="train.loss")] = None,
     protocol: Annotated[str | None, typer.Option(help="train.protocol: paper or official.")] = None,
     epochs: Annotated[int | None, typer.Option(help="train.epochs", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
@@ -138,6 +140,7 @@ def train_head(
         {
             "head.queries": queries,
             "head.classifier": classifier,
+            "train.loss": loss,
             "train.protocol": protocol,
             "train.epochs": epochs,
             "train.seed": seed,

@@ -37,14 +37,17 @@ from msq.protocol import AMOUNTS, FIXED, Protocol, preset
 
 __all__ = [
     "PASSED_OVER", "Classifier", "FeatureConfig", "HeadConfig", "OptimConfig", "Queries",
-    "RunConfig", "TrainConfig", "checked_section", "difference", "fingerprint", "from_dict", "load",
-    "nearest", "official_config", "override", "protocol_changes", "to_dict", "to_toml",
-    "toml_value",
+    "RunConfig", "TrainConfig", "checked_section", "difference", "fingerprint", "from_dict",
+    "identity", "load", "nearest", "official_config", "override", "protocol_changes", "to_dict",
+    "to_toml", "toml_value",
 ]  # fmt: skip
 
 # Tables in the file of a run that are no part of a RunConfig: what it was trained on, and the
 # sections of `msq train` (`msq.head.end_to_end_config`).
 PASSED_OVER = ("data", "start", "backbone", "clips", "ranks")
+
+# Fields younger than the first sweeps, by section: their defaults do what was done before.
+LATER = {"train": ("gamma_neg", "gamma_pos", "clip_margin", "focal_gamma", "focal_alpha")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse switches that the protocol does not have."""
         protocol = self.train.protocol
+        if protocol == "official" and self.train.loss not in ("auto", "bce", "ce"):
+            raise UsageError(
+                f"train.loss = {self.train.loss}: protocol official trains with the loss of the "
+                "authors, auto, bce or ce; leave it out, or choose --protocol paper "
+                "(docs/protocols.md)"
+            )
         lines = [
             f"{key} = {_toml_word(value)} (found {_toml_word(found)})"
             for key, value in FIXED[protocol].items()
@@ -237,9 +246,25 @@ def to_toml(
     return tomli_w.dumps(tables)
 
 
+def identity(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """What stands for a configuration in a hash: every field, but a `LATER` one at its default.
+
+    So a sweep that was begun before a field existed finds its trials again.
+    """
+    default = to_dict(RunConfig())
+    return {
+        section: {
+            key: value
+            for key, value in values.items()
+            if key not in LATER.get(section, ()) or value != default[section][key]
+        }
+        for section, values in to_dict(config).items()
+    }
+
+
 def fingerprint(config: RunConfig) -> str:
-    """SHA-256 over every field."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    """SHA-256 over its `identity`."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
 
 
 def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

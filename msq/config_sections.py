@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,7 +100,14 @@ class TrainConfig:
 
     Attributes:
         protocol: which reading of the method the run follows; every result names it.
-        loss: `bce`, `ce`, or `auto`: `bce` for multilabel and `ce` for singlelabel (Eq. 8).
+        loss: `bce`, `ce`, or `auto`: `bce` for multilabel and `ce` for singlelabel (Eq. 8);
+            `asymmetric` (Ridnik et al. 2021) or `focal` (Lin et al. 2017), for rare labels.
+        gamma_neg: of `asymmetric`: exponent of the weight of classes that a clip has not.
+        gamma_pos: of `asymmetric`: exponent of the weight of classes that it has.
+        clip_margin: of `asymmetric`: what is taken off the probability of a class that a clip has
+            not; where nothing is left, the pair adds nothing.
+        focal_gamma: of `focal`: exponent of the weight of every class.
+        focal_alpha: of `focal`: share of the classes that a clip has; 0.5 weighs both sides alike.
         epochs: passes over the training clips, or over `epoch_clips` of them.
         epoch_clips: clips drawn for each epoch, none twice unless there are fewer, and its last
             batch may be short; 0 means the training set, in batches of one size.
@@ -125,7 +133,12 @@ class TrainConfig:
     """
 
     protocol: Protocol = "paper"
-    loss: Literal["auto", "bce", "ce"] = "auto"
+    loss: Literal["auto", "bce", "ce", "asymmetric", "focal"] = "auto"
+    gamma_neg: float = 4.0
+    gamma_pos: float = 0.0
+    clip_margin: float = 0.05
+    focal_gamma: float = 2.0
+    focal_alpha: float = 0.25
     epochs: int = 30
     epoch_clips: int = 0
     batch: int = 32
@@ -148,6 +161,14 @@ class TrainConfig:
         _at_least("train.patience", self.patience, 0)
         _share("train.val", self.val)
         _share("train.ema", self.ema)
+        for key in ("gamma_neg", "gamma_pos", "focal_gamma"):
+            _finite(f"train.{key}", getattr(self, key))
+        _share("train.clip_margin", self.clip_margin)
+        if not 0 < self.focal_alpha < 1:
+            raise UsageError(
+                "train.focal_alpha: expected a share between 0 and 1, both left out, found "
+                f"{self.focal_alpha}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +212,12 @@ class FeatureConfig:
 def _at_least(name: str, value: float, low: float) -> None:
     if not value >= low:
         raise UsageError(f"{name}: expected at least {low}, found {value}")
+
+
+def _finite(name: str, value: float) -> None:
+    _at_least(name, value, 0)
+    if value == math.inf:
+        raise UsageError(f"{name}: expected a finite number, found {value}")
 
 
 def _share(name: str, value: float) -> None:

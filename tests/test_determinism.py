@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from msq import config as configuration
 from msq.config import RunConfig
+from msq.errors import UsageError
 from msq.extract.store import open_store
 from msq.extract.views import CLEAN, augmented_views
 from msq.head.checkpoint import load_model, load_state
@@ -147,3 +149,92 @@ def test_what_the_matrix_compares_can_differ(features: dict[str, Features], tmp_
         found[name] = torch.cat([t.flatten().float() for t in weights(tmp_path / name).values()])
     for name in list(runs)[1:]:
         assert not torch.equal(found[name], found["base"]), name
+
+
+def wide(out: Path, stop_after: int | None = None) -> None:
+    """A run of four steps, wide enough for two threads to round otherwise than one."""
+    g = torch.Generator().manual_seed(0)
+    n, k, s, d = 32, 96, 9, 128
+    features = Features(
+        name="t", task="multilabel", classes=tuple(map(str, range(k))),
+        ids=tuple(map(str, range(n))), splits=("train",) * 24 + ("test",) * 8,
+        tokens=torch.randn(n, s, d, generator=g),
+        labels=(torch.rand(n, k, generator=g) < 0.2).to(torch.uint8),
+        image=torch.randn(n, d, generator=g), text=torch.randn(k, d, generator=g),
+    )  # fmt: skip
+    config = configuration.override(RunConfig(), [
+        "head.layers=2", "head.heads=4", "train.batch=12", "train.val=0", "train.epochs=2",
+    ])  # fmt: skip
+    train_head(features, config, out, stop_after=stop_after)
+
+
+RESUME = """
+import importlib.util, sys
+from pathlib import Path
+import torch
+spec = importlib.util.spec_from_file_location("test_determinism_module", sys.argv[1])
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+module.wide(Path(sys.argv[2]))
+print(torch.get_num_threads())
+"""
+
+
+def resumed_by_one_thread(out: Path) -> str:
+    """Go on in a process of one thread; the log of the run."""
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, __file__, str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1"]  # the threads of the process are its own again
+    return (out / "log.txt").read_text(encoding="utf-8")
+
+
+def bits(run: Path) -> bytes:
+    return b"".join(t.numpy().tobytes() for t in weights(run).values())
+
+
+@pytest.fixture
+def threads() -> Any:
+    """Sets torch's number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path: Path, threads: Any) -> None:
+    threads(1)
+    wide(tmp_path / "of one")
+    threads(2)
+    wide(tmp_path / "whole")
+    assert bits(tmp_path / "whole") != bits(tmp_path / "of one")  # so that equal ones say something
+    wide(tmp_path / "parts", stop_after=3)
+    log = resumed_by_one_thread(tmp_path / "parts")
+    assert "2 threads, as the run began, in place of the 1 of this process" in log
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+    # A run of before the number was recorded goes on with those of its process, as it did.
+    old = tmp_path / "old"
+    wide(old, stop_after=3)
+    file = old / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    shorter = re.sub(r'^(threads = 2|device = "cpu")\n', "", text, flags=re.M)
+    assert len(text) - len(shorter) == len('threads = 2\ndevice = "cpu"\n')
+    file.write_text(shorter, encoding="utf-8")
+    threads(1)
+    wide(old)
+    assert torch.get_num_threads() == 1
+    assert "threads, as the run began" not in (old / "log.txt").read_text(encoding="utf-8")
+    assert bits(old) != bits(tmp_path / "whole")
+
+
+def test_threads_that_are_none_are_refused(tmp_path: Path) -> None:
+    wide(tmp_path / "run", stop_after=1)
+    file = tmp_path / "run" / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    for wrong in ('"two"', "-1", "true"):
+        changed = re.sub(r"^threads = \d+$", f"threads = {wrong}", text, flags=re.M)
+        file.write_text(changed, encoding="utf-8")
+        with pytest.raises(
+            UsageError, match=r"config\.toml: data\.step\.threads: expected the num"
+        ):
+            wide(tmp_path / "run")

@@ -134,12 +134,24 @@ def furthest(found: list[Training], expected: list[Training], leave_out: str = "
     return worst
 
 
+ASYMMETRIC = {"loss": "asymmetric", "gamma_neg": 2.0, "gamma_pos": 1.0, "clip_margin": 0.1}
+FOCAL = {"loss": "focal", "focal_gamma": 1.5, "focal_alpha": 0.6}
+
+
 @pytest.mark.parametrize(
-    ("shape", "task"),
-    [("paper", "multilabel"), ("positions", "singlelabel"), ("shared", "multilabel")],
+    ("shape", "task", "loss"),
+    [
+        ("paper", "multilabel", {}),
+        ("positions", "singlelabel", {}),
+        ("shared", "multilabel", {}),
+        ("paper", "multilabel", ASYMMETRIC),
+        ("shared", "multilabel", FOCAL),
+    ],
 )
-def test_stacked_equals_separate_after_50_steps_in_float64(shape: str, task: str) -> None:
-    jobs = three(SHAPES[shape], task)
+def test_stacked_equals_separate_after_50_steps_in_float64(
+    shape: str, task: str, loss: dict[str, Any]
+) -> None:
+    jobs = three(SHAPES[shape], task, **loss)
     together, alone = trainings(jobs, torch.float64), trainings(jobs, torch.float64)
     starts = [weights(training) for training in alone]
     stack = StackedTraining(together)
@@ -168,7 +180,7 @@ def test_stacked_equals_separate_after_50_steps_in_float32() -> None:
     assert furthest(together, alone, ".k.bias") < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["bce", "ce"])
+@pytest.mark.parametrize("kind", ["bce", "ce", "asymmetric", "focal"])
 def test_encoder_and_unknown_labels_one_step(kind: str) -> None:
     """What no small run reaches: an encoder of the tokens, as the authors' protocol has it."""
     head = HeadConfig(width=12, layers=1, heads=3, ffn=20, encoder_layers=1, dropout=0.3,
@@ -227,6 +239,12 @@ def test_what_differs_in_more_than_rates_is_not_stacked() -> None:
     jobs = [(f, config({})), (f, config({"layers": 1}, batch=4))]
     with pytest.raises(UsageError, match=r"batch, head\.layers differ"):
         StackedTraining(trainings(jobs, torch.float32))
+    # Numbers of the loss are the same for all; those that it does not read may differ.
+    jobs = [(f, config({}, loss="asymmetric", gamma_neg=x, focal_gamma=x)) for x in (1.0, 2.0)]
+    with pytest.raises(UsageError, match=r"classes: train\.gamma_neg differ"):
+        StackedTraining(trainings(jobs, torch.float32))
+    jobs = [(f, config({}, gamma_neg=x)) for x in (1.0, 2.0)]
+    assert len(StackedTraining(trainings(jobs, torch.float32)).trainings) == 2
 
 
 def run(jobs: Jobs, folder: Path, engine: str = "stacked") -> list[RunResult | Exception]:

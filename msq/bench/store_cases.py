@@ -1,9 +1,10 @@
 """Feeding stage two from a store, against the least that could be done.
 
 - resident: a shuffled epoch of a Charades-sized token store (9,848 clips of 17 x 768 float16)
-  through the feed of the training loop, against a bare `index_select(out=)` of the same rows;
-- first batch: from a store whose files the kernel has forgotten to the first batch, against reading
-  the bytes of the same files without looking at them;
+  through the feed of the training loop, as stored and as float32, which is what `msq train-head`
+  takes, against a bare `index_select(out=)` of the same rows;
+- first batch: from a store whose files the kernel has forgotten to the first batch that `msq
+  train-head` takes, against reading the bytes of the same files without looking at them;
 - streamed: shuffled batches of a patch-mode store (3,137 x 768 float16 a clip), every row verified
   and read ahead of the consumer, as stored and as float32, which is what the step of the head
   takes, against `preadv` by as many threads into one reused buffer without any check, all with the
@@ -26,17 +27,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msq.bench.cases import Case, Gate, Prepared, Settings, Side, worst_of
+from msq.config import FeatureConfig
 from msq.extract.datasets.dataset import Clip, Dataset
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.store import FeatureStore, open_store
 from msq.extract.store_writer import ShardRows, StoreWriter
 from msq.head.batches import Batches
-from msq.head.features import Features, load_features
+from msq.head.features import Features, configured_features, load_features
 from msq.head.feeding import Feed
 from msq.head.stream import THREADS
 
 BATCH = 16
 WIDTH = 768
+RESIDENT = FeatureConfig(feed="resident")
 
 
 def cases(settings: Settings) -> Iterable[Case]:
@@ -132,7 +135,7 @@ def _epochs(feed: Feed, batches: Batches) -> Callable[[], None]:
 def _resident(settings: Settings) -> Iterator[Prepared]:
     with _store(*((100, 5) if settings.quick else (9848, 17)), "frame") as path:
         store = open_store(path)
-        features = load_features(store, dtype=None, feed="resident")
+        features = configured_features(store, RESIDENT)
         tokens = features.tokens
         assert isinstance(tokens, Tensor)
         feed, batches = _feed(features, tokens.dtype)
@@ -160,8 +163,8 @@ def _first_batch(settings: Settings) -> Iterator[Prepared]:
     with _store(*((100, 5) if settings.quick else (9848, 17)), "frame") as path:
 
         def first() -> tuple[Tensor, Tensor]:
-            features = load_features(open_store(path), dtype=None, feed="resident")
-            batch = _feed(features, torch.float16)[0].of(0)
+            features = configured_features(open_store(path), RESIDENT)
+            batch = _feed(features, torch.float32)[0].of(0)
             return batch.tokens, batch.rows
 
         def read() -> None:
@@ -174,7 +177,7 @@ def _first_batch(settings: Settings) -> Iterator[Prepared]:
 
         def gate() -> Gate:
             found, rows = first()
-            return _equal(found, open_store(path), rows, "the first batch")
+            return _equal(found, open_store(path), rows, "the first batch", torch.float32)
 
         forget = functools.partial(drop_cache, path)
         yield Prepared(gate, lambda: {"read": Side(read, forget), "msq": Side(first, forget)})

@@ -29,7 +29,7 @@ def build_head(features: Features, config: RunConfig, train_rows: Tensor) -> MSQ
         known = features.known[train_rows].double().cpu()
         labels, counted = labels * known, known.sum(0)
     positive = labels.sum(0) + 0.5
-    if loss_kind(config.train.loss, features.task) == "bce":
+    if loss_kind(config.train.loss, features.task) != "ce":
         prior = (positive / (counted + 1 - positive)).log()
     else:
         prior = (positive / positive.sum()).log()

@@ -75,7 +75,8 @@ def train_end_to_end(
         SpecMismatch: `out` holds a run of another configuration, on other clips or by another
             number of processes, or the features are not those that `train.protocol` or
             `init_head` is about.
-        UsageError: no training clips, or a step that does not fit into memory.
+        UsageError: no training clips, a step that does not fit into memory, or a run begun on a
+            GPU whose steps need one.
         VideoError: clips that cannot be decoded, where no other can take their place.
         MsqError: the loss is not finite, or memory ran out; the last checkpoint is kept.
     """
@@ -88,8 +89,10 @@ def train_end_to_end(
     ranks.require_same("material", material.features.identity())
     finished = out is not None and (out / "result.json").exists() and not overwrite
     shape = EndToEndShape.of(material.video, material.features, config, choice, ranks.world)
-    if not finished and shape is not None:
-        require_room(shape, device)
+    if not finished:
+        choice.require_device(device)
+        if shape is not None:
+            require_room(shape, device)
     more = config.sections() | _start(init_head) | {"ranks": {"world": ranks.world}}
     path = out if ranks.leads else None
     directory = RunDirectory(path, run, material.features, overwrite, choice, more)
@@ -100,10 +103,13 @@ def train_end_to_end(
     clips = RunClips(material, config, workers, out, ranks)
     cuda = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda):
+        note = choice.surroundings(device)
+        with torch.random.fork_rng(devices=cuda), choice.in_threads():
             material = clips.decodable(material)
             training = EndToEndTraining(material, config, choice, clips, init_head, ranks)
             _begin(training, directory, load_state(out / "state.pt") if out and resume else None)
+            if note:
+                directory.log(note)
             for line in () if shape is None else report_lines(shape, device):
                 directory.log(line)
                 if progress is not None:
@@ -120,7 +126,8 @@ def train_end_to_end(
         if not done:
             return RunResult(out, False, {}, training.model.eval())
         training.use_chosen_weights()
-        result = _conclude(training, directory)
+        with choice.in_threads():
+            result = _conclude(training, directory)
     finally:
         clips.close()
     return RunResult(out, True, result, training.model.eval())

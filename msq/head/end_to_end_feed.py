@@ -27,7 +27,7 @@ class PartFeed:
         feed: decodes training clips: first the video encoder's pictures, then those of `image`.
         steps: of the whole run; what comes after is not decoded.
         accumulate: parts that each process takes one after the other.
-        loss: `bce` or `ce`.
+        loss: as `msq.head.loss.loss_kind` has it.
         image: runs on the frames of the step; None takes the image features that are there.
         ranks: the processes that take the step together.
         shape: [T, 3, h, w] of a clip, as the video encoder sees it.
@@ -132,7 +132,7 @@ class PartFeed:
         to this process alone.
         """
         known = self._features.known
-        if known is None or self._loss != "bce":
+        if known is None or self._loss == "ce":
             return len(asked) / len(whole)
         every = known.to(asked.device)
         return float(every[asked].sum()) / max(float(every[whole].sum()), 1.0)

@@ -60,7 +60,7 @@ class EndToEndStep(TrainingStep):
         model: the head, on the device to train on.
         choice: how the head takes its part of the step.
         config: of the run.
-        loss: `bce` or `ce`.
+        loss: as `msq.head.loss.loss_kind` has it; its numbers are those of `config`.
         steps: of the whole run.
         epoch_steps: of an epoch.
         backbone: the encoder, on the same device.
@@ -124,7 +124,8 @@ class EndToEndStep(TrainingStep):
         """What a part adds to the loss of its step."""
         self._part = part.number
         logits = self.logits(self.backbone.tokens(part.frames), part.image)
-        return head_loss(logits, part.labels, self.kind, part.known) * part.weight
+        loss = head_loss(logits, part.labels, self.kind, part.known, self.config.train)
+        return loss * part.weight
 
     def _clip(self) -> None:
         """One norm over head and encoder, as if they were one model."""

@@ -174,11 +174,10 @@ def ensemble_scores(
             seen = some.select(rows=chosen.to(device))
             tokens = store.tokens(stored[chosen], video, view)
             pictures = None if image is None else store.image(stored[chosen], image, view)
-            like = features.tokens.dtype
             shown = dataclasses.replace(
                 seen,
-                tokens=tokens.to(device=device, dtype=like),
-                image=None if pictures is None else pictures.to(device=device, dtype=like),
+                tokens=tokens.to(device),  # as stored; `score` widens them
+                image=None if pictures is None else pictures.to(device),
             )
             parts.append(score(model, shown, batch=batch))
         return torch.cat(parts)

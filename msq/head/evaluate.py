@@ -234,7 +234,7 @@ def _lost(store: StoreLike, features: Features, split: str) -> list[str]:
 def require_same_making(meta: dict[str, Any], features: Features, name: str) -> None:
     """Refuse features that were not made as those a head was trained on.
 
-    The dtype that the store keeps them in may be another: both are read as float32, and differ by
+    The dtype that the store keeps them in may be another: both are scored in float32, and differ by
     its rounding, far below the noise of what was trained. (A run is resumed on the same one only.)
 
     Args:

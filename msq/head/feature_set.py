@@ -28,9 +28,10 @@ class Features:
         classes: K names.
         ids: N clip ids.
         splits: N of `train`, `val`, `test`.
-        tokens: [N, S, D'], in memory, left on disk, or made when they are asked for.
+        tokens: [N, S, D'], in memory, left on disk, or made when they are asked for; in the dtype
+            of the store, or wider.
         labels: [N, K] uint8.
-        image: [N, D''], or None.
+        image: [N, D''], or None; likewise.
         text: [K, D_text], or None.
         specs: for `video`, `image` and `text`, the encoder's spec as a plain dict.
         prompt: the template that made `text` from class names, `{}` standing for the name; the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,7 @@ def load_features(
         prompt: name of the prompt; None where the text encoder has exactly one.
         view: 0 is the clean view.
         device: where the tensors live.
-        dtype: of the features; None keeps the stored one.
+        dtype: of tokens and image features; None keeps the stored one. Text is float32.
         partition: which of the store's official splits; None takes the first, where it has any.
             Clips that it does not use are counted as `unused` in `left_out`.
         train_views: what training clips are shown in: `clean` (that is `view`), the `augmented`
@@ -129,7 +130,7 @@ def load_features(
         tokens=tokens,
         labels=torch.as_tensor(store.labels(usable)).to(device, torch.uint8),
         image=None if pictures is None else _moved(pictures, device, dtype),
-        text=None if words is None else _moved(words, device, dtype),
+        text=None if words is None else _moved(words, device, torch.float32),
         specs={k: _plain(store.spec(name, k)) for k, name in names.items() if name is not None},
         prompt=None if names["text"] is None else prompt_template(store, names["text"], prompt),
         view=view,
@@ -161,19 +162,37 @@ def _stored(store: StoreLike, names: Mapping[str, str | None]) -> dict[str, str]
 def configured_features(
     store: StoreLike, chosen: FeatureConfig, partition: str | None = None
 ) -> Features:
-    """The features that a run's configuration names; `partition` goes before its own."""
+    """The features that a run's configuration names, as training and scoring read them.
+
+    In memory they stay as they are stored, half the size of float32 where that is float16, and are
+    widened batch by batch. What is left on disk is widened to float32 by the threads that read it.
+
+    Args:
+        store: an open feature store.
+        chosen: what the configuration names.
+        partition: goes before its own.
+
+    Raises:
+        UsageError: as `load_features`.
+        StoreError: likewise.
+    """
     wanted = partition or chosen.partition
-    return load_features(
+    features = load_features(
         store,
         chosen.video,
         chosen.image,
         chosen.text,
         chosen.prompt,
         chosen.view,
+        dtype=None,
         partition=wanted,
         train_views=chosen.train_views,
         feed=chosen.feed,
     )
+    if isinstance(features.tokens, StreamedTokens):
+        wide = features.tokens.to(dtype=torch.float32)
+        features = dataclasses.replace(features, tokens=wide)
+    return features
 
 
 def _tokens(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMED = 32  # clips, at most, in a message
 _ROWS = 1024  # looked at together
+_PART = 1 << 20  # numbers that are widened together
 
 
 class LossWatch:
@@ -171,6 +172,13 @@ def _named(names: Iterable[str], chosen: Tensor) -> list[str]:
 
 
 def _all_finite(values: Tensor) -> Tensor:
-    """Whether all are, as far as one sum tells: a sum of finite values may overflow, too."""
+    """Whether all are, as far as one sum tells: a sum of finite values may overflow, too.
+
+    Narrow values are widened part by part: on a CPU torch would make a wide copy of them all.
+    """
     wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return values.detach().sum(dtype=wide).isfinite()
+    values = values.detach()
+    if values.dtype == wide or values.is_cuda:
+        return values.sum(dtype=wide).isfinite()
+    parts = torch.split(values.reshape(-1), _PART)
+    return torch.stack([part.sum(dtype=wide) for part in parts]).isfinite().all()

@@ -1,9 +1,11 @@
-"""Which version of the head takes the training steps, and in which precision: decided once."""
+"""How the training steps are taken: version of the head, precision, threads; decided once."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +33,8 @@ class StepChoice:
         attention: backend of torch's attention (`msq.head.attention_backend`); empty where none
             runs.
         reasons: operation -> what runs and why.
+        threads: of torch in the process that chose; 0 in runs begun before this was recorded.
+        device: kind of the device that it was chosen for, `cpu` or `cuda`; "" likewise.
     """
 
     path: str
@@ -40,6 +44,8 @@ class StepChoice:
     graph: str = "off"
     attention: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 0
+    device: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For `config.toml`, from which a resumed run takes it again."""
@@ -58,6 +64,58 @@ class StepChoice:
     def lines(self) -> str:
         """All reasons in one line, for the log."""
         return "; ".join(f"{op}: {reason}" for op, reason in self.reasons.items())
+
+    def require_device(self, device: torch.device) -> None:
+        """Refuse to go on where the steps cannot run.
+
+        Args:
+            device: to go on with.
+
+        Raises:
+            UsageError: they were chosen on a GPU with kernels or a graph, and this is none.
+        """
+        if self.device != "cuda" or device.type == "cuda":
+            return
+        needs = ["a CUDA graph (data.step.graph = on)"] if self.graph == "on" else []
+        needs += [f"Triton kernels (data.step.kernels = {self.kernels})"] if self.kernels else []
+        if needs:
+            raise UsageError(
+                f"the steps of this run were chosen on a GPU, with {' and '.join(needs)}: expected "
+                f"a CUDA device, found {device.type}; go on with it on one, or start it anew "
+                "(--overwrite)"
+            )
+
+    def surroundings(self, device: torch.device) -> str:
+        """A line on what is other now than when the steps were chosen; empty where nothing is.
+
+        Args:
+            device: to go on with.
+        """
+        notes, threads = [], torch.get_num_threads()
+        if self.threads not in (0, threads):
+            notes.append(
+                f"{self.threads} threads, as the run began, in place of the {threads} of this "
+                "process: its bits depend on their number"
+            )
+        if self.device not in ("", device.type):
+            notes.append(
+                f"begun on {self.device}, goes on on {device.type}: its bits will not be those of "
+                "a run on one of them"
+            )
+            if self.precision == "bf16" and not bf16_is_native(device):
+                notes.append(f"bf16, as the run began, is emulated on this {device.type}: slow")
+        return "; ".join(notes)
+
+    @contextmanager
+    def in_threads(self) -> Iterator[None]:
+        """Torch's number of threads is the recorded one in here, and then what it was before."""
+        before = torch.get_num_threads()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def bf16_is_native(device: str | torch.device) -> bool:
@@ -91,10 +149,17 @@ def choose_step(
         UsageError: `kernels = triton` or `graph = on` where they cannot run, or for the plain head.
     """
     device = torch.device(device)
+    chosen = _chosen(config, device, shape, dropout)
+    return dataclasses.replace(chosen, threads=torch.get_num_threads(), device=device.type)
+
+
+def _chosen(
+    config: TrainConfig, device: torch.device, shape: HeadShape | None, dropout: float | None
+) -> StepChoice:
+    """The same without what is around it."""
     precision = config.precision
     if precision == "auto":
-        cuda = torch.device(device).type == "cuda"
-        precision = "bf16" if cuda and bf16_is_native(device) else "fp32"
+        precision = "bf16" if device.type == "cuda" and bf16_is_native(device) else "fp32"
     path = "packed" if config.path == "auto" else config.path
     if path == "plain" and config.kernels == "triton":
         raise UsageError("train.kernels = triton: the plain head has no kernels; use path = packed")

@@ -194,9 +194,15 @@ def _choice(step: Any, file: Path) -> StepChoice | None:
     if step is None:
         return None
     try:
-        return StepChoice(**step)
+        choice = StepChoice(**step)
     except TypeError:
         raise UsageError(
             f"{file}: data.step: expected path and precision, found {step}; start the run anew in "
             "another directory"
         ) from None
+    if type(choice.threads) is not int or choice.threads < 0:
+        raise UsageError(
+            f"{file}: data.step.threads: expected the number of threads that the run began with, "
+            f"found {choice.threads!r}; write it there, or start the run anew with --overwrite"
+        )
+    return choice

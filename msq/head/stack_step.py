@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from msq.config import TrainConfig
 from msq.errors import UsageError
 from msq.head.feeding import Batch
+from msq.head.loss import NUMBERS, class_losses
 from msq.head.masks import CountedMasks, Masks, drop_rate
 from msq.head.stack_model import StackedHead, StackedMasks
 from msq.head.stack_parameters import StackedParameters
@@ -23,7 +24,12 @@ from msq.head.training import Training
 
 
 def stacked_loss(
-    logits: Tensor, labels: Tensor, valid: Tensor, kind: str, known: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    kind: str,
+    known: Tensor | None = None,
+    numbers: TrainConfig | None = None,
 ) -> Tensor:
     """The loss of each head [G], as `msq.head.loss.head_loss` has it for its own classes.
 
@@ -31,15 +37,16 @@ def stacked_loss(
         logits: [G, B, K].
         labels: [G, B, K], zero beyond a head's own classes.
         valid: bool [G, K], a head's own classes.
-        kind: `bce` or `ce`.
+        kind: `bce`, `asymmetric`, `focal` or `ce`.
         known: [G, B, K], zero where a label is not known; None where all are.
+        numbers: of the loss, the same for all heads; None for the defaults.
     """
     target, counts = labels.to(logits.dtype), valid[:, None].expand_as(logits)
     if known is not None:
         counts = counts & (known != 0)
         target = target * counts
-    if kind == "bce":
-        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if kind != "ce":
+        each = class_losses(logits, target, kind, numbers or TrainConfig())
         share = counts.to(logits.dtype)
         return (each * share).sum((1, 2)) / share.sum((1, 2)).clamp(min=1)
     logits = logits.masked_fill(~counts, torch.finfo(logits.dtype).min)
@@ -124,7 +131,10 @@ class StackedStep:
         """
         self.parameters.begin()
         logits = self.head(batch.tokens, batch.image, self._masks())
-        losses = stacked_loss(logits, batch.labels, self.head.valid, self.kind, batch.known)
+        numbers = self.trainings[0].config.train
+        losses = stacked_loss(
+            logits, batch.labels, self.head.valid, self.kind, batch.known, numbers
+        )
         torch.autograd.backward(losses.sum())
         self.parameters.gather()
         if self._clips:
@@ -195,6 +205,7 @@ def stack_kind(training: Training) -> dict[str, object]:
         "batch": training.batch,
         "epoch_clips": config.train.epoch_clips,
         "loss": training.loss,
+        **{f"train.{n}": getattr(config.train, n) for n in NUMBERS.get(training.loss, ())},
         "precision": training.choice.precision,
         "graph": training.choice.graph,
         "tokens": tuple(f.tokens.shape[1:]),

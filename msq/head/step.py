@@ -31,7 +31,7 @@ class TrainingStep:
         model: the head, on the device to train on.
         choice: how to take the step.
         config: of the run.
-        loss: `bce` or `ce`.
+        loss: as `msq.head.loss.loss_kind` has it; its numbers are those of `config`.
         steps: of the whole run.
         epoch_steps: of an epoch.
         counted: dropout from a key on the device, as a graph needs it; None does so where the
@@ -113,7 +113,7 @@ class TrainingStep:
         """Take the step that was planned."""
         self.flat.begin()
         logits = self.logits(batch.tokens, batch.image)
-        loss = head_loss(logits, batch.labels, self.kind, batch.known)
+        loss = head_loss(logits, batch.labels, self.kind, batch.known, self.config.train)
         torch.autograd.backward(loss)
         self.flat.gather()
         if self.config.optim.clip_grad:

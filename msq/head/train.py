@@ -40,8 +40,8 @@ def train_head(
 
     The weights validated and kept are the averaged ones where `train.ema` is not 0, else the raw
     ones. A run found unfinished in `out` goes on where its last checkpoint stands, in the middle
-    of an epoch too, and ends with the same bits as one that was never interrupted (same torch,
-    processor and thread count). A finished one is returned as it is.
+    of an epoch too, with the number of threads that it began with, and ends with the same bits as
+    one that was never interrupted (same torch and processor). A finished one is returned as it is.
 
     Args:
         features: of train, validation and test clips together.
@@ -59,8 +59,8 @@ def train_head(
     Raises:
         SpecMismatch: `out` holds a run of another configuration or on other features, or the
             features are not those that `train.protocol` is about.
-        UsageError: no training clips, features that the configuration needs are not there, or a
-            step that does not fit into memory.
+        UsageError: no training clips, features that the configuration needs are not there, a step
+            that does not fit into memory, or a run begun on a GPU whose steps need one.
         MsqError: the loss is not finite; it names the step and its clips, and the last checkpoint
             is kept.
     """
@@ -71,15 +71,34 @@ def train_head(
         sizes = HeadShape.of(features, config.head)
         choice = choose_step(config.train, device, sizes, config.head.dropout)
     if overwrite or out is None or not (out / "result.json").exists():
+        choice.require_device(device)
         shape = StepShape.of(features, config, choice)
         require_room(shape, device, moving_bytes(features, device))
     directory = RunDirectory(out, config, features, overwrite, choice)
     stored = directory.stored_result()
     if stored is not None and out is not None:
         return RunResult(out, True, stored, load_model(out / "head.safetensors", device)[0])
+    return _trained(features, config, directory, resume, progress, device, stop_after,
+                    checkpoint_seconds)  # fmt: skip
+
+
+def _trained(
+    features: Features,
+    config: RunConfig,
+    directory: RunDirectory,
+    resume: bool,
+    progress: Progress | None,
+    device: torch.device,
+    stop_after: int | None,
+    checkpoint_seconds: float,
+) -> RunResult:
+    """A run from its start, or from its last checkpoint; arguments as `train_head` has them."""
+    choice, out = directory.choice, directory.path
+    assert choice is not None
+    note = choice.surroundings(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        training = Training(features.to(device), config, directory.choice)
+    with torch.random.fork_rng(devices=cuda), choice.in_threads():
+        training = Training(features.to(device), config, choice)
         state = load_state(out / "state.pt") if out is not None and resume else None
         if state is not None:
             training.load(state)
@@ -87,6 +106,8 @@ def train_head(
         else:
             directory.write_environment(device)
             directory.log(training.opening())
+        if note:
+            directory.log(note)
         directory.write_history(training.history)
         saver = Checkpoints(directory, training, checkpoint_seconds)
         try:
@@ -94,10 +115,10 @@ def train_head(
         except MsqError as error:
             directory.log(f"stopped: {error}")
             raise
-    if not finished:
-        return RunResult(out, False, {}, training.model.eval())
-    training.use_chosen_weights()
-    result = conclude(training, directory)
+        if not finished:
+            return RunResult(out, False, {}, training.model.eval())
+        training.use_chosen_weights()
+        result = conclude(training, directory)
     return RunResult(out, True, result, training.model.eval())
 
 
