@@ -11,17 +11,15 @@ from msq.choices import (
     ClipOutput,
     Kernels,
     OnDegraded,
-    Policy,
     Pooling,
     Precision,
     Protocol,
     Resize,
     Sampling,
     StoreType,
-    Task,
     TextPooling,
 )
-from msq.cli_options import Device, Json, Options, Quiet
+from msq.cli_options import DatasetPolicy, DatasetTask, Device, Json, Options, Quiet
 
 
 def extract(
@@ -62,7 +60,7 @@ def extract(
         ),
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
-    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
+    task: DatasetTask = None,
     protocol: Annotated[
         Protocol,
         typer.Option(help="official makes features as the authors' code does; paper fixes nothing"),
@@ -118,7 +116,7 @@ def extract(
     on_degraded: Annotated[
         OnDegraded, typer.Option(help="Damaged videos that still give frames.")
     ] = OnDegraded.keep,
-    policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    policy: DatasetPolicy = None,
     views: Annotated[
         int, typer.Option(help="Augmented views of each clip, beside the clean one.", min=0)
     ] = 0,
@@ -154,8 +152,8 @@ def extract(
         options=parse_options(option or ()),
         out=out,
         classes=classes,
-        task=task.value,
-        policy=policy.value,
+        task=None if task is None else task.value,
+        policy=None if policy is None else policy.value,
         limit=limit,
         video_encoder=video_encoder,
         image_encoder=image_encoder,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from msq.choices import Policy, Task
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Never falls back.")]
@@ -16,6 +18,16 @@ Overrides = Annotated[
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="A dataset's option; may be repeated."),
+]
+DatasetTask = Annotated[
+    Task | None,
+    typer.Option(help="Many labels a clip or one; the dataset's own, multilabel for a manifest."),
+]
+DatasetPolicy = Annotated[
+    Policy | None,
+    typer.Option(
+        help="Lines and items that cannot be used; the dataset's own, skip for a manifest."
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it all runs.")]

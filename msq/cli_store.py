@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from msq.choices import FeatureKind, GlobalToken, Policy, StoreType, Task
-from msq.cli_options import Device, Json, Options, Quiet
+from msq.choices import FeatureKind, GlobalToken, StoreType
+from msq.cli_options import DatasetPolicy, DatasetTask, Device, Json, Options, Quiet
 
 store_app = typer.Typer(help="Look at a feature store, or add to it.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def verify(
     root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
     option: Options = None,
     classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
-    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
+    task: DatasetTask = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="The --batch of the extraction.", min=1)] = 8,
     weights: Annotated[
@@ -61,7 +61,7 @@ def verify(
             root=root,
             options=parse_options(option or ()),
             classes=classes,
-            task=task.value,
+            task=None if task is None else task.value,
             limit=limit,
             batch=batch,
             device=device,
@@ -106,8 +106,8 @@ def import_(
     root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
     option: Options = None,
     classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
-    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
-    policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    task: DatasetTask = None,
+    policy: DatasetPolicy = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
     layout: Annotated[
         str,
@@ -155,8 +155,8 @@ def import_(
         root=root,
         options=parse_options(option or ()),
         classes=classes,
-        task=task.value,
-        policy=policy.value,
+        task=None if task is None else task.value,
+        policy=None if policy is None else policy.value,
         limit=limit,
     )
     settings: dict[str, Any] = {

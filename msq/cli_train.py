@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from msq.choices import Classifier, Policy, Pooling, Protocol, Queries, Resize, Sampling, Task
-from msq.cli_options import Config, Device, Json, Options, Overrides, Quiet
+from msq.choices import Classifier, Pooling, Protocol, Queries, Resize, Sampling
+from msq.cli_options import (
+    Config,
+    DatasetPolicy,
+    DatasetTask,
+    Device,
+    Json,
+    Options,
+    Overrides,
+    Quiet,
+)
 
 
 def train(
@@ -26,8 +35,8 @@ def train(
     root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
     option: Options = None,
     classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
-    task: Annotated[Task, typer.Option(help="Many labels a clip or one.")] = Task.multilabel,
-    policy: Annotated[Policy, typer.Option(help="Unusable manifest lines.")] = Policy.skip,
+    task: DatasetTask = None,
+    policy: DatasetPolicy = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
     store: Annotated[
         Path | None,
@@ -115,8 +124,8 @@ def train(
         root=root,
         options=parse_options(option or ()),
         classes=classes,
-        task=task.value,
-        policy=policy.value,
+        task=None if task is None else task.value,
+        policy=None if policy is None else policy.value,
         limit=limit,
         store=store,
         video_encoder=video_encoder,

@@ -5,6 +5,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -116,7 +117,8 @@ def test_check_shows_what_is_there_beside_what_is_published(charades, capsys):
     assert run("datasets", "check", "charades", "--root", charades) == 0
     out, err = capsys.readouterr()
     assert any("train" in line and "7985" in line and "differs" in line for line in out.split("\n"))
-    assert "missing, e.g. Charades_v1/AAAAA.mp4" in err
+    assert "missing, e.g. Charades_v1/AAAAA.mp4" in out
+    assert err == ""
 
 
 def test_an_option_reaches_the_adapter(charades, capsys):
@@ -226,6 +228,75 @@ def test_flags_of_extract_reach_the_datasets_that_have_such_an_option(charades, 
         dataset="manifest", root=manifest, classes=classes, task="singlelabel"
     ).read_dataset()
     assert (read.classes, read.task) == (("b", "a"), "singlelabel")
+
+
+def jumping(root):
+    """A folder per class with a video and a file that is none."""
+    (root / "jumping").mkdir(parents=True)
+    for name in ("a.mp4", "notes.txt"):
+        (root / "jumping" / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (("--classes", "order.txt"), "--classes: dataset folder has its own class order"),
+        (("--task", "multilabel"), "--task multilabel: dataset folder is singlelabel"),
+        (("--policy", "error"), "notes.txt: not a video by its suffix '.txt'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["extract", "import", "train"])
+def test_what_is_typed_for_a_folder_per_class_is_not_passed_over(
+    command, typed, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "order.txt").write_text("running\njumping\n")
+    folder = jumping(tmp_path / "videos")
+    arguments = {
+        "extract": ("extract", "--manifest", folder),
+        "import": ("store", "import", "s.zarr", "order.txt", "--name", "x", "--manifest", folder),
+        "train": ("train", folder),
+    }[command]
+    assert run(*arguments, *typed) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.zarr"))
+
+
+def test_a_folder_per_class_is_read_as_before_where_nothing_is_typed(tmp_path):
+    data = ExtractRequest(manifest=jumping(tmp_path / "videos")).read_dataset()
+    assert (data.classes, data.task, len(data.clips)) == (("jumping",), "singlelabel", 1)
+    assert [item for item, _ in data.unusable] == ["jumping/notes.txt"]
+    same = ExtractRequest(manifest=tmp_path / "videos", task="singlelabel", policy="skip")
+    assert same.read_dataset() == data
+
+
+def test_a_typed_policy_skip_reaches_the_datasets_that_are_strict(charades):
+    row = "DDDDD,S1,Room,6,7,Yes,s,o,d,c999 1.00 2.00,8.50\r\n"
+    with (charades / "Charades_v1_train.csv").open("a", newline="") as file:
+        file.write(row)
+    with pytest.raises(DatasetError, match="policy=skip goes on without the row"):
+        ExtractRequest(dataset="charades", root=charades).read_dataset()
+    with pytest.raises(DatasetError, match="policy=skip goes on without the row"):
+        ExtractRequest(dataset="charades", root=charades, policy="error").read_dataset()
+    skipping = ExtractRequest(dataset="charades", root=charades, policy="skip").read_dataset()
+    assert (len(skipping.clips), len(skipping.unusable)) == (3, 1)
+    with pytest.raises(UsageError, match=r"--policy skip and --option policy=error: expected one"):
+        ExtractRequest(
+            dataset="charades", root=charades, policy="skip", options={"policy": "error"}
+        ).read_dataset()
+
+
+def test_a_typed_task_must_be_the_datasets_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = jumping(tmp_path / "videos")
+    with pytest.raises(UsageError, match="--task multilabel: dataset folder is singlelabel"):
+        ExtractRequest(dataset="folder", root=folder, task="multilabel").read_dataset()
+    # A list of classes is one of the working folder, not of the dataset's.
+    (tmp_path / "order.txt").write_text("b\na\n")
+    (folder / "m.csv").write_text("path,labels,split\nx.mp4,a,train\n")
+    named = ExtractRequest(dataset="manifest", root=folder / "m.csv", classes=Path("order.txt"))
+    assert named.read_dataset().classes == ("b", "a")
 
 
 def test_charades_becomes_a_store_and_a_missing_video_a_failed_row(

@@ -195,6 +195,8 @@ def test_stores_are_shared_by_making_and_told_apart_by_it(tmp_path: Path) -> Non
     for circumstance in ({"devices": "cuda:0,cuda:1"}, {"scheduler": "dask"}, {"join": True}):
         other = store_of(**circumstance)
         assert (other.store, other.key) == (store_of().store, store_of().key), circumstance
+    # Stores of grids that were made when multilabel was the default are found again.
+    assert store_of(task="multilabel").key == store_of().key
     prompt = store_of(prompts=["a video of {}"])
     assert prompt.store == store_of().store  # no video is encoded again for a prompt
     assert prompt.key != store_of().key

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from msq.errors import DatasetError, UsageError
-from msq.extract.datasets import Dataset, read_folder, read_manifest
-from msq.extract.datasets.registry import find_adapter, read_dataset
+from msq.errors import UsageError
+from msq.extract.datasets import Dataset, read_manifest
+from msq.extract.datasets.registry import find_adapter
 from msq.extract.datasets.survey import missing_media, require_media
 from msq.extract.devices import resolve_device
 from msq.extract.location import locate
 from msq.extract.making import dataset_options, preset, require_making
+from msq.extract.named_dataset import read_named
 from msq.extract.views import CLEAN, View, augmented_views, parse_clips_by_crops
 from msq.protocol import EXTRACT_FIXED, Protocol
 
@@ -35,7 +36,8 @@ _BY_PROTOCOL: Any = None  # until `ExtractRequest` has put the protocol's own va
 class ExtractRequest:
     """What to extract, with what, to where. See `msq extract --help` for each field.
 
-    A setting that is None is the protocol's own, where it has one.
+    A setting that is None is the protocol's own, where it has one; `task` and `policy` are the
+    dataset's own then, `multilabel` and `skip` for a manifest.
 
     Raises:
         UsageError: settings that contradict the protocol; the message lists them all.
@@ -48,8 +50,8 @@ class ExtractRequest:
     options: Mapping[str, str] = field(default_factory=dict)
     out: Path | None = None
     classes: Path | None = None
-    task: Literal["multilabel", "singlelabel"] = "multilabel"
-    policy: Literal["skip", "error"] = "skip"
+    task: Literal["multilabel", "singlelabel"] | None = None
+    policy: Literal["skip", "error"] | None = None
     limit: int | None = None
     video_encoder: str = EMBEDDED
     image_encoder: str = EMBEDDED
@@ -101,48 +103,33 @@ class ExtractRequest:
         """The dataset named by `manifest`, or by `dataset`, `root` and `options`.
 
         Raises:
-            UsageError: both or neither are given, the dataset or an option is unknown, or
-                `classes` or `task` is set for a dataset that brings its own.
-            DatasetError: annotations that cannot be read.
+            UsageError: both or neither are given, the dataset or an option is unknown, `classes`
+                or `task` is set for a dataset that brings its own, or an option says otherwise.
+            DatasetError: annotations that cannot be read, or an unusable item under the policy
+                `error`.
         """
         if (self.manifest is None) == (self.dataset is None):
             raise UsageError("expected --manifest FILE, or --dataset NAME with --root DIR")
         if self.dataset is not None:
-            data = self._read_named(self.dataset)
+            data = self._read_named(self.dataset, self.root)
         elif self.options or self.root is not None:
             raise UsageError("--root and --option go with --dataset NAME, not with --manifest")
         elif self.manifest is not None and self.manifest.is_dir():
-            data = read_folder(self.manifest)
+            data = self._read_named("folder", self.manifest)
         elif self.manifest is not None:
             data = read_manifest(
-                self.manifest, classes=self.classes, task=self.task, policy=self.policy
+                self.manifest,
+                classes=self.classes,
+                task=self.task or "multilabel",
+                policy=self.policy or "skip",
             )
         return data if self.limit is None else data.limited(self.limit)
 
-    def _read_named(self, name: str) -> Dataset:
-        """`--classes`, `--task` and `--policy` reach the datasets that have such an option."""
-        adapter = find_adapter(name)
+    def _read_named(self, name: str, root: Path | None) -> Dataset:
         options = {**self._protocol_options(), **self.options}
-        given = {
-            "classes": None if self.classes is None else str(self.classes),
-            "task": self.task if self.task != "multilabel" else None,
-            "policy": self.policy if self.policy != "skip" else None,
-        }
-        for key, value in given.items():
-            if value is not None and key in adapter.options:
-                options.setdefault(key, value)
-        data = read_dataset(adapter.name, self.root, options)
-        if self.classes is not None and "classes" not in adapter.options:
-            raise UsageError(f"--classes: dataset {adapter.name} has its own class order")
-        if given["task"] not in (None, data.task):
-            raise UsageError(f"--task {self.task}: dataset {adapter.name} is {data.task}")
-        if self.policy == "error" and data.unusable:
-            item, reason = data.unusable[0]
-            raise DatasetError(
-                f"dataset {adapter.name}, {item}: {reason} (--policy error; {len(data.unusable)} "
-                "such items)"
-            )
-        return data
+        return read_named(
+            name, root, options, classes=self.classes, task=self.task, policy=self.policy
+        )
 
     def load_encoders(
         self,

@@ -40,8 +40,8 @@ class TrainRequest:
     root: Path | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     classes: Path | None = None
-    task: Literal["multilabel", "singlelabel"] = "multilabel"
-    policy: Literal["skip", "error"] = "skip"
+    task: Literal["multilabel", "singlelabel"] | None = None
+    policy: Literal["skip", "error"] | None = None
     limit: int | None = None
     store: Path | None = None
     video_encoder: str | None = None
@@ -233,7 +233,8 @@ class TrainRequest:
         else:
             words += ["--manifest", self.what]
         given: dict[str, Any] = {"protocol": self.protocol, "classes": self.classes}
-        given |= {"task": self.task, "video-encoder": run, "image-encoder": self.image_encoder}
+        given |= {"task": self.task, "policy": self.policy, "video-encoder": run}
+        given |= {"image-encoder": self.image_encoder}
         if self.image_encoder is None and self.store is not None and image is not None:
             place = find_place("image", image.to_dict())
             given["image-encoder"] = "/".join(part for part in place if part)
