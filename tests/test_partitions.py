@@ -269,7 +269,10 @@ def test_train_head_runs_every_partition_and_gives_the_mean(ucf_store, tmp_path,
         assert result["spread"][key] == pytest.approx(statistics.stdev(values), abs=1e-12)
     assert result["metrics"]["classes_scored"] == 3
     assert "classes_scored" not in result["spread"]
-    assert result["clips"]["split3"]["train"] + result["clips"]["split3"]["val"] == 11
+    parts = result["clips_by_split"]
+    assert parts["split3"]["train"] + parts["split3"]["val"] == 11
+    assert result["clips_by_partition"] == {name: part["test"] for name, part in parts.items()}
+    assert result["clips"] == sum(result["clips_by_partition"].values())
     assert "split3: 17 of 18 clips (1 unused)" in result["coverage"]
     # Each is an ordinary run, that of the same command with its name.
     alone = tmp_path / "alone"
@@ -304,6 +307,7 @@ def test_eval_scores_each_partition_with_its_own_head(ucf_store, tmp_path, capsy
     assert run("eval", out, ucf_store, "--json", "--export", file) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["metrics"] == pytest.approx(trained["metrics"], abs=1e-12)
+    assert (scored["clips"], "clips_by_split" in scored) == (trained["clips"], False)
     assert scored["partitions"].keys() == trained["partitions"].keys()
     assert scored["spread"] == pytest.approx(trained["spread"], abs=1e-12)
     lines = (tmp_path / "scores-split2.txt").read_text().splitlines()
@@ -348,6 +352,16 @@ def test_a_count_that_differs_and_a_metric_that_is_none_are_merged():
     assert (result["seconds"], result["seed"]) == (6.0, 0)
     one = merged("r", {"split1": parts["split1"]})
     assert (one["metrics"]["map"], one["spread"]["map"]) == (0.25, None)
+
+
+def test_results_of_earlier_versions_have_their_clips_under_the_name_of_the_parts():
+    old = {"metrics": {"map": 0.5}, "epochs": 1, "seconds": 2.0, "coverage": "all", "split": "test",
+           "clips": {"train": 9, "val": 1, "test": 4, "train_unlabelled": 0}}  # fmt: skip
+    new = {**old, "clips": 5, "clips_by_split": {**old["clips"], "test": 5}}
+    result = merged("r", {"split1": old, "split2": new})
+    assert result["clips"] == 9
+    assert result["clips_by_partition"] == {"split1": 4, "split2": 5}
+    assert [part["test"] for part in result["clips_by_split"].values()] == [4, 5]
 
 
 def test_inspect_lists_the_partitions(ucf_store, capsys):

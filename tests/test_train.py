@@ -75,8 +75,10 @@ def test_a_run_leaves_every_file_and_the_documented_keys(tmp_path: Path) -> None
     assert {"map", "map_micro", "map_official", "top1", "classes_scored"} <= set(stored["metrics"])
     assert stored["metrics"] == result.metrics
     assert stored["protocol"] == "paper"
-    assert stored["clips"]["train"] + stored["clips"]["val"] == 90
-    assert stored["clips"]["val"] == 9
+    assert stored["clips"] == len(features.rows("test"))
+    parts = stored["clips_by_split"]
+    assert (parts["train"] + parts["val"], parts["val"]) == (90, 9)
+    assert parts["test"] == stored["clips"]
     assert stored["per_class"].keys() == set(features.classes)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
@@ -203,6 +205,13 @@ def test_a_finished_run_is_returned_and_not_trained_again(tmp_path: Path) -> Non
     assert again.metrics == first.metrics
     assert same(again.model.state_dict(), first.model.state_dict())
     assert (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns == stamp
+    # Earlier versions wrote the parts under the name of the number.
+    file = tmp_path / "run" / "result.json"
+    old = {**first.result, "clips": first.result["clips_by_split"]}
+    del old["clips_by_split"]
+    file.write_text(json.dumps(old), encoding="utf-8")
+    found = train_head(toy(), small(), tmp_path / "run").result
+    assert (found["clips"], found["clips_by_split"]) == (30, old["clips"])
 
 
 def test_a_run_of_another_making_is_refused_with_the_difference_unless_overwritten(

@@ -217,7 +217,7 @@ def test_what_cannot_be_decoded_is_left_out_listed_and_makes_the_exit_code_3(
     assert (result["failed"], result["skipped"]) == (1, 1)
     assert [entry["clip"] for entry in result["failures"]] == ["noise"]
     assert result["left_out"]["failed"] == 1
-    assert result["clips"]["test"] == 3
+    assert result["clips"] == result["clips_by_split"]["test"] == 3
     assert "12 of 13 clips (1 failed)" in said.err
     assert "failed: noise: " in said.err
     assert "skipped: " in said.err

@@ -54,7 +54,8 @@ def conclude(
         "loss": training.loss,
         "step": training.choice.to_dict(),
         "seed": config.train.seed,
-        "clips": {
+        "clips": len(rows),
+        "clips_by_split": {
             "train": training.clips,
             "val": len(training.val_rows),
             "test": len(f.rows("test")),

@@ -21,7 +21,7 @@ from msq.errors import UsageError
 from msq.head.checkpoint import write_json
 from msq.head.evaluate import evaluate_run
 from msq.head.features import StoreLike, configured_features
-from msq.head.run import RunDirectory
+from msq.head.run import RunDirectory, clip_counts
 from msq.head.train import train_head
 
 ALL = "all"
@@ -155,8 +155,9 @@ def merged(run: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     Returns:
         `metrics` (means; counts that agree stay whole), `spread` (the sample standard deviation of
         each metric that is no count, None for one partition), `partitions` {name: its metrics},
-        `epochs` and `seconds` (sums), `clips` by partition, `partition` = `all`, and what the
-        results agree on: `protocol, dataset, split, …`.
+        `epochs`, `seconds` and `clips` (sums), `clips_by_partition` and, of training runs,
+        `clips_by_split` {partition: its parts}, `partition` = `all`, and what the results agree
+        on: `protocol, dataset, split, …`.
     """
     first = next(iter(results.values()))
     partitions = {name: dict(result["metrics"]) for name, result in results.items()}
@@ -176,7 +177,7 @@ def merged(run: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     common = {
         key: value
         for key, value in first.items()
-        if key not in ("clips", "coverage", "per_class", "fingerprint")
+        if key not in ("clips", "clips_by_split", "coverage", "per_class", "fingerprint")
         and all(result.get(key) == value for result in results.values())
     }
     return {
@@ -189,8 +190,19 @@ def merged(run: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         "epochs": epochs,
         "seconds": seconds,
         "seconds_per_epoch": seconds / max(epochs, 1),
-        "clips": {name: result["clips"] for name, result in results.items()},
+        **_counts(results),
         "coverage": "; ".join(f"{name}: {r['coverage']}" for name, r in results.items()),
+    }
+
+
+def _counts(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Clips scored in all, and apart; the parts of each partition where it was trained."""
+    found = {name: clip_counts(result) for name, result in results.items()}
+    parts = {name: c["clips_by_split"] for name, c in found.items() if "clips_by_split" in c}
+    return {
+        "clips": sum(counts["clips"] for counts in found.values()),
+        "clips_by_partition": {name: counts["clips"] for name, counts in found.items()},
+        **({"clips_by_split": parts} if parts else {}),
     }
 
 

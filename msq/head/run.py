@@ -105,7 +105,7 @@ class RunDirectory:
         if self.path is None or not (self.path / "result.json").exists():
             return None
         result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        return result
+        return {**result, **clip_counts(result)}
 
     def write_environment(self, device: torch.device) -> None:
         """Write `env.json`: versions, processor, threads. No names of people or machines."""
@@ -144,6 +144,17 @@ class RunDirectory:
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             with (self.path / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{now} {message}\n")
+
+
+def clip_counts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """`clips`, the number of clips scored, and `clips_by_split` of a result.
+
+    Results of earlier versions have the latter under the name of the former.
+    """
+    if not isinstance(result.get("clips"), Mapping):
+        return {key: result[key] for key in ("clips", "clips_by_split") if key in result}
+    counts = dict(result["clips"])
+    return {"clips": counts.get(result["split"], 0), "clips_by_split": counts}
 
 
 def recorded_choice(path: Path | None) -> StepChoice | None:
