@@ -28,6 +28,10 @@ class WeightsError(MsqError):
     """Weights that are missing, of another architecture, or not finite."""
 
 
+class WeightsNotFound(UsageError, WeightsError):
+    """A path or a tag at which there are no weights (exit code 2)."""
+
+
 class SpecMismatch(MsqError):
     """A store or run that was made in another way; the message holds the difference."""
 

@@ -155,6 +155,20 @@ def test_projected_outputs_are_those_of_open_clip(folder):
     torch.testing.assert_close(text(WORDS, prompt), expected, rtol=0, atol=1e-6)
 
 
+def test_the_image_tower_takes_any_number_of_frames(folder):
+    image, _ = load_clip(str(folder), frames=16)
+    whole = image(video())
+    assert whole.shape[:2] == (2, 16)
+    for frames in (1, 5):
+        found = image(video()[:, :frames])
+        assert torch.allclose(found, whole[:, :frames], atol=1e-5)
+    for wrong in (video(size=30), video(frames=0), video()[0]):
+        with pytest.raises(
+            UsageError, match=r"expected normalised float video \[B, T, 3, 32, 32\]"
+        ):
+            image(wrong)
+
+
 def test_projected_and_pooler_outputs_have_names_and_channels_of_their_own(folder):
     specs = {}
     for output in ("projected", "pooler"):

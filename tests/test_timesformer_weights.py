@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import TimesformerConfig, TimesformerForVideoClassification
 
-from msq.errors import UsageError, WeightsError
+from msq.errors import UsageError, WeightsError, WeightsNotFound
 from msq.extract.encoders import list_encoders, load_video_encoder, registry
 from msq.extract.encoders.timesformer import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq, layout_of, to_msq
@@ -258,12 +258,12 @@ def test_a_fair_model_without_time_is_refused(tmp_path, model):
 
 @pytest.mark.parametrize("name", ["local-dir:nowhere", "nowhere.pyth"])
 def test_weights_that_are_not_there_are_refused_with_the_ways_to_name_them(name):
-    with pytest.raises(WeightsError, match=r"nowhere.*hf-hub:org/name, local-dir:PATH"):
+    with pytest.raises(WeightsNotFound, match=r"nowhere.*hf-hub:org/name, local-dir:PATH"):
         load_video_encoder(weights=name)
 
 
 def test_an_empty_folder_is_refused_with_the_expected_files(tmp_path):
-    with pytest.raises(WeightsError, match=r"model\.safetensors.*found no weights"):
+    with pytest.raises(WeightsNotFound, match=r"model\.safetensors.*found no weights"):
         load_video_encoder(weights=str(tmp_path))
 
 

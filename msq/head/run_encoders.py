@@ -50,7 +50,9 @@ class RunEncoders:
             try:
                 self._loaded.update(self._load(kind, self._recorded[kind]))
             except WeightsError as error:
-                raise type(error)(
+                # What was typed and is not there is usage; what the run recorded and moved is not.
+                raised = type(error) if kind in self._weights else WeightsError
+                raise raised(
                     f"{self._name}: its {kind} encoder cannot be loaded: {error}. If the weights "
                     "moved, say where they are with --video-encoder, --image-encoder or "
                     "--text-encoder"

@@ -32,15 +32,16 @@ class ImageEncoder(Encoder):
         """Encodes a batch.
 
         Args:
-            video: [B, T, 3, h, w], normalised with the spec's mean and std, on any device.
+            video: [B, T, 3, h, w], normalised with the spec's mean and std, on any device. Any T
+                will do, whatever the spec's: each frame is seen by itself.
 
         Returns:
             [B, T, D''] float32, not normalised to unit length.
 
         Raises:
-            UsageError: if the video's shape is not the spec's.
+            UsageError: if h and w are not the spec's.
         """
-        self._check_video(video)
+        self._check_video(video, None)
         return self._run(self._vectors, video.to(self.device))
 
     def _vectors(self, video: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import download_pretrained
 
-from msq.errors import UsageError, WeightsError
+from msq.errors import UsageError, WeightsError, WeightsNotFound
 from msq.extract.encoders.weights import FOLDER_PREFIX, HUB_PREFIX, WeightFiles, find_weights
 
 CONFIG_FILE = "open_clip_config.json"
@@ -116,7 +116,7 @@ def _from_tag(architecture: str, tag: str) -> ClipSource:
     settings = open_clip.get_pretrained_cfg(architecture, tag)
     if not settings:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-        raise WeightsError(
+        raise WeightsNotFound(
             f"{architecture}: weights {tag!r} are neither a file nor one of its tags: {tags}"
         )
     try:

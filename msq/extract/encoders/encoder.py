@@ -68,14 +68,15 @@ class Encoder:
         # on these, hence a copy made outside.
         return out.clone()
 
-    def _check_video(self, video: Tensor) -> None:
-        """Frames and size must be those of the spec; B is free."""
+    def _check_video(self, video: Tensor, frames: int | None) -> None:
+        """The size must be that of the spec, T `frames` where it is given; B is free."""
         spec = self.spec
-        expected = (spec.frames, 3, spec.size, spec.size)
-        if video.ndim != 5 or tuple(video.shape[1:]) != expected or not video.is_floating_point():
+        picture = (3, spec.size, spec.size)
+        fits = video.ndim == 5 and tuple(video.shape[2:]) == picture and video.shape[1] > 0
+        if not fits or frames not in (None, video.shape[1]) or not video.is_floating_point():
             raise UsageError(
-                f"{spec.slug}: expected normalised float video [B, {spec.frames}, 3, {spec.size}, "
-                f"{spec.size}], found {str(video.dtype).removeprefix('torch.')} "
+                f"{spec.slug}: expected normalised float video [B, {frames or 'T'}, 3, "
+                f"{spec.size}, {spec.size}], found {str(video.dtype).removeprefix('torch.')} "
                 f"{list(video.shape)}; load the encoder with other frames or size, or sample and "
                 "resize the video as its spec says"
             )
@@ -106,7 +107,7 @@ class VideoEncoder(Encoder):
         Raises:
             UsageError: if the video's shape is not the spec's.
         """
-        self._check_video(video)
+        self._check_video(video, self.spec.frames)
         return self._run(self._tokens, video.to(self.device))
 
     def _tokens(self, video: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from msq.errors import UsageError, WeightsError
+from msq.errors import UsageError, WeightsNotFound
 from msq.extract.encoders.embedded import EMBEDDED_VIDEO
 from msq.extract.encoders.pooling import TokenOrder
 from msq.extract.encoders.run_encoder import RUN_PREFIX, find_video_weights, require_whole
@@ -64,7 +64,7 @@ def find_family(name: str, weights: str | None = None) -> VideoName:
 
     Raises:
         UsageError: for a name that means nothing.
-        WeightsError: for weights that are not there.
+        WeightsNotFound: for weights that are not there.
     """
     if name in ("embedded", EMBEDDED_VIDEO):
         if weights is not None:
@@ -111,7 +111,7 @@ def _of_files(name: str) -> VideoName:
     is_named = name.startswith((HUB_PREFIX, FOLDER_PREFIX, RUN_PREFIX))
     if not is_named and not path.exists():
         if path.suffix or len(path.parts) > 1:
-            raise WeightsError(f"weights {name!r}: no such file; names are {FORMS}")
+            raise WeightsNotFound(f"weights {name!r}: no such file; names are {FORMS}")
         raise UsageError(f"no video encoder {name!r}; names are {FORMS}")
     if path.suffix == ".pyth" and path.is_file():
         return VideoName("timesformer", weights=name)

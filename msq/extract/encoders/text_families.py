@@ -7,7 +7,7 @@ from typing import Final, cast
 
 import torch
 
-from msq.errors import UsageError
+from msq.errors import UsageError, WeightsNotFound
 from msq.extract.encoders.clip import TextEncoder
 from msq.extract.encoders.encoder import PRECISIONS
 from msq.extract.encoders.hf_text_files import find_text_model
@@ -88,6 +88,8 @@ def _clip(
         return load_clip(
             name, weights, output=cast(Output, output), precision=precision, device=device
         )[1]
+    except WeightsNotFound:
+        raise
     except UsageError as error:
         if weights is not None or name.startswith((HUB_PREFIX, FOLDER_PREFIX)):
             raise

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from msq.errors import WeightsError
+from msq.errors import WeightsError, WeightsNotFound
 
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
@@ -82,7 +82,8 @@ def find_weights(
         config_files: further files to fetch from the hub where they exist.
 
     Raises:
-        WeightsError: if there are none; the message says what was looked for and where.
+        WeightsNotFound: there is no such path, or no weights in it.
+        WeightsError: they could not be fetched; the message says what was looked for and where.
     """
     if name.startswith(HUB_PREFIX):
         return _from_hub(name.removeprefix(HUB_PREFIX), weight_files, config_files)
@@ -93,7 +94,7 @@ def find_weights(
         return WeightFiles(file, path, f"{FOLDER_PREFIX}{base}", base)
     if path.is_file() and not name.startswith(FOLDER_PREFIX):
         return WeightFiles(path, path.parent, path.name, path.stem)
-    raise WeightsError(
+    raise WeightsNotFound(
         f"weights {name!r}: no such {'folder' if name.startswith(FOLDER_PREFIX) else 'file'}; "
         f"give {HUB_PREFIX}org/name, {FOLDER_PREFIX}PATH, a folder or a file"
     )
@@ -108,7 +109,7 @@ def _weights_in(folder: Path, weight_files: Sequence[str]) -> Path:
     if len(others) == 1:
         return others[0]
     found = ", ".join(p.name for p in others) or "no weights"
-    raise WeightsError(f"{folder}: expected one of {', '.join(weight_files)}, found {found}")
+    raise WeightsNotFound(f"{folder}: expected one of {', '.join(weight_files)}, found {found}")
 
 
 def _from_hub(name: str, weight_files: Sequence[str], config_files: Sequence[str]) -> WeightFiles:
