@@ -129,6 +129,14 @@ class Policy(StrEnum):
     error = "error"
 
 
+class EncoderKind(StrEnum):
+    """What a name is taken for."""
+
+    auto = "auto"
+    video = "video"
+    image = "image"
+
+
 class FeatureKind(StrEnum):
     """What imported features become: tokens of a video, or one vector."""
 

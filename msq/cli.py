@@ -17,6 +17,7 @@ from msq.choices import (
     Queries,
 )
 from msq.cli_bench import bench_app
+from msq.cli_encoders import encoders_app
 from msq.cli_extract import add_extract_command
 from msq.cli_options import (
     Config,
@@ -38,7 +39,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-encoders_app = typer.Typer(help="What can encode.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 app.add_typer(encoders_app, name="encoders")
 datasets_app = typer.Typer(help="What can be read, and is it all there.", no_args_is_help=True)
@@ -279,12 +279,12 @@ def predict(
 add_sweep_commands(app)
 
 
-@encoders_app.command("list", epilog="Example: msq encoders list")
-def list_encoders(json: Json = False) -> None:
-    """Say what each encoder needs and under what licence its weights are."""
-    from msq.report import stage_one
+@app.command(epilog="Example: msq doctor")
+def doctor(json: Json = False) -> None:
+    """Say what this machine has of what msq needs (exit code 1 where msq cannot be used)."""
+    from msq.report import doctor as report
 
-    stage_one.show_encoders(json=json)
+    raise typer.Exit(report.show(report.examine(), json=json))
 
 
 @datasets_app.command("list", epilog="Example: msq datasets list")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 
 from msq import __version__
@@ -153,6 +154,28 @@ def test_predict_knows_the_classes_and_any_other_words(small, capsys):
     assert set(item["unknown_words"]) == {"zebra", "skating"}
 
 
+def test_predict_without_the_weights_leaves_with_2(small, capsys):
+    video = sorted((small.world / "videos").iterdir())[0]
+    assert run("predict", video, "--run", small.run, "--video-encoder", "local-dir:nowhere") == 2
+    assert "If the weights moved, say where they are" in capsys.readouterr().err
+
+
+def test_the_device_and_the_precision_are_named_first(small, tmp_path, capsys):
+    words = f"cpu ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}), fp32"
+    assert extract(small.world, small.store) == 0
+    assert capsys.readouterr().err.splitlines()[0] == f"extracting on {words}"
+    short = ("--epochs", 1, "--device", "cpu", *SMALL_HEAD)
+    assert run("train-head", small.store, "--out", tmp_path / "run", *short) == 0
+    assert capsys.readouterr().err.splitlines()[0] == f"training on {words}"
+    opening = (tmp_path / "run" / "log.txt").read_text().splitlines()[0]
+    assert f"packed head in fp32 on {words.removesuffix(', fp32')}, " in opening
+    assert run("train-head", small.store, "--out", tmp_path / "run", *short, "-q") == 0
+    assert "training on" not in capsys.readouterr().err
+    bf16 = ("--out", tmp_path / "bf16", *short, "train.precision=bf16")
+    assert run("train-head", small.store, *bf16) == 0
+    assert capsys.readouterr().err.splitlines()[0] == f"training on {words[:-4]}bf16"
+
+
 def test_predict_goes_on_past_a_broken_video(small, tmp_path, capsys):
     video = sorted((small.world / "videos").iterdir())[0]
     broken = tmp_path / "broken.mp4"
@@ -186,10 +209,16 @@ def test_store_commands(small, capsys):
         (("train-head", "none.zarr", "optim.rl=1"), "optim.lr"),
         (("zero-shot", "none.zarr", "--queries", "tex"), "expected vanilla, text"),
         (("frobnicate",), "frobnicate"),
+        (("extract", "--manifest", "m.csv", "--video-encoder", "local-dir:nowhere"), "nowhere"),
+        (("extract", "--manifest", "m.csv", "--video-encoder", "nowhere.pyth"), "nowhere.pyth"),
+        (("extract", "--manifest", "m.csv", "--image-encoder", "ViT-B-16/no.pt"), "no.pt"),
+        (("extract", "--manifest", "m.csv", "--text-encoder", "ViT-B-16/no.pt"), "no.pt"),
+        (("extract", "--manifest", "m.csv", "--text-encoder", "local-dir:nowhere"), "nowhere"),
     ],
 )
 def test_a_path_or_option_that_cannot_be_leaves_with_2(arguments, words, tmp_path, monkeypatch,
                                                         capsys):  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.csv").write_text("path,labels,split\na.mp4,run,train\n")
     assert run(*arguments) == 2
     assert words in capsys.readouterr().err

@@ -15,12 +15,26 @@ SHOWN = 20
 
 
 def run(request: ExtractRequest, *, quiet: bool = False) -> ExtractResult:
-    """Run the request with progress on stderr."""
+    """Run the request with progress on stderr, after a line on where it runs."""
+    if not quiet:
+        terminal.say(f"extracting on {place(request)}")
     hint = "" if quiet else precision_hint(request)
     if hint:
         terminal.say(hint)
     with terminal.progress("extracting", quiet=quiet) as update:
         return request.run(lambda event: update(event["done"], event["total"], note(event)))
+
+
+def place(request: ExtractRequest) -> str:
+    """The device and the precision of an extraction, or the workers that it is handed to."""
+    from msq.extract.devices import resolve_device
+    from msq.head.device import in_words
+
+    if request.scheduler is not None and "://" in request.scheduler:
+        return f"the workers of {request.scheduler}, {request.precision}"
+    if request.devices is not None:
+        return f"{request.devices} (--devices), {request.precision}"
+    return in_words(resolve_device(request.device), request.precision)
 
 
 def precision_hint(request: ExtractRequest) -> str:
@@ -142,8 +156,6 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
     plan = dry_run(request)
     for item in plan["skipped_items"][:SHOWN]:
         terminal.say(f"skipped: {item_line(item)}")
-    if plan["left_out"]:
-        terminal.say(f"{plan['left_out']} left out by the dataset's own rules (--json lists them)")
     if plan["enough"] is False:
         terminal.say("warning: the disk has less free space than the run will write")
     if json:
@@ -170,6 +182,8 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
         for label, words in text["unknown_words"].items():
             terminal.say(f"warning: {name} does not know {', '.join(words)} (class {label})")
     parts = plan["bytes"]
+    if plan["left_out"]:
+        print(f"{plan['left_out']} left out by the dataset's own rules (--json lists them)")
     print(f"clips: {plan['missing']} without a file, {plan['failed']} failed in earlier runs")
     print(
         f"store: {size(parts['total'])} when finished (features {size(parts['features'])}), "

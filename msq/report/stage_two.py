@@ -42,12 +42,16 @@ def train(
 ) -> dict[str, Any]:
     """Train a head on a store, or one for each of its partitions; as in `result.json`."""
     from msq.extract.store import open_store
+    from msq.head.device import step_in_words
     from msq.head.features import configured_features
     from msq.head.partitions import ALL, partition_names, train_partitions
     from msq.head.train import train_head
 
     place = resolve_device(device)
     out = out or Path("runs") / store.stem
+    if not quiet:
+        recorded = None if overwrite else out
+        terminal.say(f"training on {step_in_words(config.train, place, recorded)}")
     if config.features.partition == ALL:
         opened = open_store(store)
         names = partition_names(opened)
