@@ -7,10 +7,12 @@ import runpy
 import shutil
 import zipfile
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import fsspec
 import numpy as np
 import pytest
@@ -29,9 +31,12 @@ from msq.extract.store_export import export_store
 from msq.extract.store_inspect import inspect_store
 from msq.extract.store_problems import Verification
 from msq.extract.store_sample import check_sample, tolerance
+from msq.extract.store_seal import sealed
 from msq.extract.store_verify import verify_store
 from msq.extract.store_writer import ShardRows, StoreWriter
 from msq.extract.views import CLEAN, augmented_views
+from msq.report import store_life
+from msq.report.store_life import show_store, show_verification
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("life_stores.py"))))
 fakes = stores.fakes
@@ -83,6 +88,63 @@ def test_inspect_says_what_a_store_is(whole: Path) -> None:
     assert said["bytes"]["tokens"] == sum(
         p.stat().st_size for p in (whole / "tokens").rglob("*") if p.is_file()
     )
+
+
+def test_a_store_says_with_which_libraries_it_was_begun(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    versions = {"torch": metadata.version("torch"), "av": av.__version__}
+    versions["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
+    assert (
+        json.loads((whole / "zarr.json").read_text())["attributes"]["msq"]["versions"] == versions
+    )
+    assert inspect_store(open_store(whole))["versions"] == versions
+    # A store of an earlier version has none; it opens, goes on and merges as before.
+    old = tmp_path / "old.zarr"
+    shutil.copytree(whole, old)
+    document = json.loads((old / "zarr.json").read_text())
+    del document["attributes"]["msq"]["versions"]
+    (old / "zarr.json").write_bytes(sealed(json.dumps(document).encode()))
+    assert verify_store(old).ok
+    StoreWriter(old, stores.dataset(), shard=3)
+    assert "versions" not in open_store(old).attributes
+    other = stores.fill(tmp_path / "other.zarr", stores.dataset(2, 7))
+    merge_stores([old, other], tmp_path / "both.zarr")
+    assert len(open_store(tmp_path / "both.zarr")) == 9
+    for path, words in ((whole, f", torch {versions['torch']}, av {av.__version__}"), (old, "")):
+        show_store(path)
+        said = capsys.readouterr()
+        assert said.err == ""
+        lines = said.out.splitlines()
+        assert any("begun by msq" in line and words in line for line in lines)
+        assert ("libavcodec" in said.out) == bool(words)
+
+
+def test_all_of_inspect_and_verify_is_on_stdout(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_store(whole)
+    said = capsys.readouterr()
+    assert said.err == ""
+    for words in ("failed: 1 clips: moov atom not found", "85.7 % there", "stored as float16"):
+        assert words in said.out, words
+    broken = tmp_path / "broken.zarr"
+    shutil.copytree(whole, broken)
+    chunks = (p for p in (broken / "tokens/fake-video/c").rglob("*") if p.is_file())
+    next(chunks).write_bytes(b"x")
+    found = verify_store(broken)
+    show_verification(broken, found)
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert str(found.problems[0]) in said.out
+    show_verification(broken, found, json=True)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["ok"] is False
+    assert str(found.problems[0]) in said.err
+    assert store_life.repair(broken, dry_run=True) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "nothing touched" in said.out
 
 
 def rewritten(path: Path, spec: Any, change: Any, view: int = 0) -> Path:

@@ -30,6 +30,7 @@ def inspect_store(store: FeatureStore) -> dict[str, Any]:
         "task": store.task,
         "metric": store.metric,
         "version": store.attributes.get("version"),
+        "versions": dict(store.attributes.get("versions", {})),
         "msq": msq.__version__,
         "metadata_digests": KEY in store.attributes,
         "clips": len(store),

@@ -21,6 +21,7 @@ from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import Prompt
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.store_seal import sealed
+from msq.extract.store_versions import library_versions
 from msq.extract.store_views import attributes_of
 from msq.extract.views import CLEAN, View
 
@@ -87,7 +88,8 @@ def dataset_keys(
     """The keys that depend on the dataset alone: root, clip, split, partition, label."""
     label_known = schema.known_matrix(dataset) if label_known is None else label_known
     keys = StoreKeys()
-    keys.group("", {"msq": {**schema.root_attributes(dataset), "version": version}})
+    made = {"version": version, "versions": library_versions()}
+    keys.group("", {"msq": {**schema.root_attributes(dataset), **made}})
     for name in ("tokens", "image", "time", "status", "text"):
         keys.group(name)
     clips = dataset.clips

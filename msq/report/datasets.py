@@ -69,10 +69,10 @@ def show_survey(name: str, root: Path, pairs: Sequence[str], *, json: bool = Fal
     header = ("", "found", "published", "")[:columns]
     terminal.table(f"{survey.dataset} in {root}", header, [row[:columns] for row in rows])
     for note in survey.notes:
-        terminal.say(note)
+        print(note)
     if survey.missing:
         more = ", …" if survey.missing > len(survey.missing_examples) else ""
-        terminal.say(f"missing, e.g. {', '.join(survey.missing_examples)}{more}")
+        print(f"missing, e.g. {', '.join(survey.missing_examples)}{more}")
 
 
 def survey_rows(survey: Survey) -> list[tuple[str, str, str, str]]:

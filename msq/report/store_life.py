@@ -39,26 +39,33 @@ def show_store(path: str | Path, *, json: bool = False) -> None:
     for slug, encoder in encoders.items():
         shape = "x".join(map(str, next(iter(encoder["shapes"].values()))))
         widened = encoder["converted_from"]
-        terminal.say(
+        print(
             f"{slug}: {encoder['spec']}, stored as {encoder['stored']}"
             f"{f', converted from {widened}' if widened else ''}; {shape}, shards of "
             f"{encoder['shard']}, {size(encoder['bytes'])}, {100 * encoder['coverage']:.1f} % there"
         )
     for name, counts in document["partitions"].items():
-        terminal.say(f"partition {name}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
+        print(f"partition {name}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     for slug, prompts in document["text"].items():
         shown = (described(store.templates(slug, name)) for name in prompts)
-        terminal.say(f"text {slug}: {', '.join(shown)}")
+        print(f"text {slug}: {', '.join(shown)}")
     for line in document["reasons"][:SHOWN]:
-        terminal.say(f"{line['status']}: {line['clips']} clips: {line['reason']}")
+        print(f"{line['status']}: {line['clips']} clips: {line['reason']}")
     smaller: dict[tuple[str, int], set[int]] = {}
     for entry in document["smaller_batches"]:
         smaller.setdefault((entry["encoder"], entry["batch"]), set()).add(entry["shard"])
     for (slug, batch), shards in sorted(smaller.items()):
-        terminal.say(f"{slug}: {len(shards)} shards made in batches of {batch}, since memory was "
-                     "too short for those asked for")  # fmt: skip
-    terminal.say(f"{size(document['bytes']['total'])} in {document['files']} files, "
-                 f"written by msq {document['version']}")  # fmt: skip
+        print(
+            f"{slug}: {len(shards)} shards made in batches of {batch}, since memory was too short "
+            "for those asked for"
+        )
+    print(f"{size(document['bytes']['total'])} in {document['files']} files, {_begun(document)}")
+
+
+def _begun(document: Mapping[str, Any]) -> str:
+    """With which versions a store was begun; stores of earlier ones name msq's alone."""
+    libraries = "".join(f", {name} {said}" for name, said in document["versions"].items())
+    return f"begun by msq {document['version']}{libraries}"
 
 
 def _view_rows(
@@ -132,8 +139,8 @@ def _encoders(
     store: FeatureStore, device: str, weights: Mapping[str, str], found: Verification
 ) -> dict[str, Any]:
     """The store's encoders, loaded; what was imported has none, which is said."""
-    from msq.extract.encoders.recorded import load_recorded
     from msq.extract.devices import resolve_device
+    from msq.extract.encoders.recorded import load_recorded
     from msq.extract.store_sample import imported
 
     encoders = {}
@@ -150,11 +157,12 @@ def _encoders(
 
 
 def show_verification(path: str | Path, found: Verification, *, json: bool = False) -> None:
-    """Problems and notes on stderr, counts on stdout."""
+    """Problems, notes and counts on stdout; beside `--json`, the first two are on stderr."""
+    tell = terminal.say if json else print
     for problem in found.problems:
-        terminal.say(str(problem))
+        tell(str(problem))
     for note in found.notes:
-        terminal.say(f"note: {note}")
+        tell(f"note: {note}")
     if json:
         terminal.print_json(found.to_dict(str(path)))
         return
@@ -173,10 +181,11 @@ def repair(path: str | Path, *, dry_run: bool = False, json: bool = False) -> in
     from msq.extract.store_repair import repair_store
 
     done = repair_store(locate(path), dry_run=dry_run)
+    tell = terminal.say if json else print
     for problem in done.problems:
-        terminal.say(problem)
+        tell(problem)
     for line in done.left:
-        terminal.say(f"left: {line}")
+        tell(f"left: {line}")
     if json:
         terminal.print_json(done.to_dict())
         return 3 if done.left else 0

@@ -24,8 +24,8 @@ def show(
     terminal.table(f"{plan.name}: {len(rows)} trials; dry run, nothing is written",
                    ["trial", "state", "about", "id"], rows)  # fmt: skip
     for store, exists in found["stores"].items():
-        terminal.say(f"{store}: {'there' if exists else 'to be extracted'}")
-    terminal.say(
+        print(f"{store}: {'there' if exists else 'to be extracted'}")
+    print(
         f"{found['to_do']} trials to do, time: {_words(found['seconds'])} with {workers} "
         f"worker{'s' if workers > 1 else ''}; measured by {found['measured']}"
     )
