@@ -19,7 +19,7 @@ def bench_head(
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile too; takes minutes on a CPU.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Never falls back.")] = "auto",
+    device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -43,7 +43,7 @@ def bench_stack(
     quick: Quick = False,
     rounds: Rounds = None,
     case: OnlyCases = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Never falls back.")] = "auto",
+    device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

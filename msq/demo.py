@@ -68,10 +68,12 @@ class Demo:
         zero_shot = self._zero_shot(features, world, baselines["clip_similarity"])
         predictions = self._predict(world)
         result: dict[str, Any] = {
+            "protocol": RunConfig().train.protocol,
             "videos": sum(self.videos),
             "classes": len(features.classes),
             "seed": self.seed,
             "train": {mode: run["metrics"] for mode, run in train.items()},
+            "heads": {mode: _making(run) for mode, run in train.items()},
             "baselines": baselines,
             "zero_shot": zero_shot,
             "predictions": predictions,
@@ -181,6 +183,7 @@ class Demo:
             run = self._train_one(shown, self._config(mode, zero_shot=True), None)
             scored = evaluate_split(run.model, features, split)
             results[mode] = {
+                **_making(run.result),
                 **unseen_scores(scored["per_class"], world.told_by),
                 "seen_map": scored["seen"],
                 "chance_map": scored["chance"],
@@ -209,6 +212,11 @@ class Demo:
             {**item, "truth": [data.classes[k] for k in clip.labels], "path": str(clip.path)}
             for item, clip in zip(found, clips, strict=True)
         ]
+
+
+def _making(result: Mapping[str, Any]) -> dict[str, str]:
+    """What a run was asked for, in the words by which it can be asked for again."""
+    return {key: result[key] for key in ("protocol", "classifier", "fingerprint")}
 
 
 def demo_config(mode: Queries, seed: int, *, zero_shot: bool) -> RunConfig:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from msq import config as configuration
 from msq.cli import main
+from msq.demo import demo_config
 
 MODES = {"vanilla", "text", "multimodal"}
 
@@ -20,6 +22,17 @@ def test_the_demo_runs_and_prints_what_is_promised(tmp_path, capsys):
     result = json.loads(out)
     assert result["videos"] == 144
     assert result["train"].keys() == MODES
+    assert result["protocol"] == "paper"
+    for mode, scores in result["zero_shot"].items():
+        made = demo_config(mode, result["seed"], zero_shot=True)
+        made = configuration.override(made, ["train.epochs=3"])  # as --small has it
+        assert scores["classifier"] == ("shared" if mode == "vanilla" else "text")
+        assert scores["fingerprint"] == configuration.fingerprint(made)
+        assert scores["protocol"] == made.train.protocol
+    assert result["heads"].keys() == MODES
+    for mode, made in result["heads"].items():
+        run = json.loads((tmp_path / "demo" / f"run_{mode}" / "result.json").read_text())
+        assert made == {key: run[key] for key in ("protocol", "classifier", "fingerprint")}
     for metrics in result["train"].values():
         assert {"map", "map_micro", "map_official"} <= metrics.keys()
     assert {"frequency", "linear_probe"} <= result["baselines"].keys()

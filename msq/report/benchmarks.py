@@ -7,7 +7,6 @@ from typing import Any
 from msq.bench.cases import Settings, registry
 from msq.bench.machine import line
 from msq.bench.runner import exit_code, run_cases
-from msq.errors import UsageError
 from msq.report import terminal
 
 
@@ -27,7 +26,7 @@ def run(
         kind: `head`, `store`, `decode` or `extract`.
         quick: tiny sizes.
         rounds: how often each side runs; None leaves it to the case.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         compile: also time torch.compile.
         only: names of cases contain this.
         quiet: no progress.
@@ -37,14 +36,23 @@ def run(
     """
     from msq.extract.devices import resolve_device
 
-    place = resolve_device(device)
-    if place not in ("cpu", "cuda"):
-        raise UsageError(f"--device {device}: expected auto, cpu or cuda, found {device!r}; "
-                         "CUDA_VISIBLE_DEVICES chooses among several")  # fmt: skip
+    place = _chosen(resolve_device(device), kind)
     settings = Settings(quick=quick, rounds=rounds, device=place, compile=compile, only=only)
     cases = registry(kind, settings)
     with terminal.progress(f"bench {kind}", quiet=quiet) as update:
         return run_cases(cases, settings, update)
+
+
+def _chosen(device: str, kind: str) -> str:
+    """The device as cases of a kind name it; one of several GPUs becomes the current one."""
+    name, _, number = device.partition(":")
+    if not number:
+        return device
+    import torch
+
+    torch.cuda.set_device(int(number))
+    # Stage one works in threads, for which another GPU than this one is the current one.
+    return device if kind == "extract" else name
 
 
 def show(document: dict[str, Any], *, json: bool = False) -> int:
