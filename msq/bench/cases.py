@@ -32,7 +32,7 @@ class Settings:
     Attributes:
         quick: tiny sizes, to see that everything runs; the numbers mean nothing.
         rounds: how often each side runs; None leaves it to the case.
-        device: `cpu` or `cuda` (head cases).
+        device: `cpu`, `cuda` (the current one), or `cuda:N` for stage one.
         compile: also time what torch.compile makes (head cases); takes minutes on a CPU.
         only: names of cases must contain this.
     """

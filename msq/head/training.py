@@ -13,6 +13,7 @@ from msq.config import RunConfig
 from msq.errors import MsqError, UsageError
 from msq.head.batches import Batches, split_rows
 from msq.head.build import build_head
+from msq.head.device import in_words
 from msq.head.evaluate import official_score, score
 from msq.head.features import Features
 from msq.head.feeding import Feed
@@ -308,7 +309,8 @@ class Training:
             f"protocol {self.config.train.protocol}; {f.name}: {f.coverage()}; training on "
             f"{self.clips}, validating on {len(self.val_rows)}, {len(f.classes)} classes, "
             f"{self.steps} steps of {self.batch}; {self.choice.path} head in "
-            f"{self.choice.precision}, Triton kernels: {self.choice.kernels or 'none'}"
+            f"{self.choice.precision} on {in_words(self.loss_sum.device)}, Triton kernels: "
+            f"{self.choice.kernels or 'none'}"
             + f"; {self.choice.lines()}"
             * bool(self.choice.reasons)
         )

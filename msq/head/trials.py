@@ -22,7 +22,7 @@ from msq.errors import MsqError
 from msq.head.actors import ActorSplit, actor_features, evaluate_actors
 from msq.head.class_splits import ClassSplit, Leak, clip_labels, coinciding_classes, leaks
 from msq.head.features import Features
-from msq.head.run import RunResult
+from msq.head.run import RunResult, clip_counts
 from msq.head.split_scores import clip_baseline, evaluate_split, seen_features
 from msq.head.train import train_head
 
@@ -250,7 +250,8 @@ def scored(trial: Trial, resident: Resident, trained: RunResult) -> dict[str, An
         "training": {
             "planned_epochs": trial.config.train.epochs,
             **{key: result[key] for key in ("epochs", "seconds", "seconds_per_epoch", "best_epoch",
-                                            "best_val_score", "selected_by", "clips", "step")},
+                                            "best_val_score", "selected_by", "step")},
+            **clip_counts(result),
         },
     }  # fmt: skip
 

@@ -58,12 +58,18 @@ def train(
         KeyboardInterrupt: also by SIGTERM; the last checkpoint is kept.
     """
     from msq.extract.cluster import terminated_as_interrupted
+    from msq.head.device import step_in_words
     from msq.head.end_to_end import train_end_to_end
     from msq.head.ranks import joined
     from msq.head.train_material import load_material
 
     with terminated_as_interrupted(), joined(request.device) as ranks:
         request = dataclasses.replace(request, device=str(ranks.device))
+        if not quiet:
+            recorded = None if overwrite else out
+            words = step_in_words(config.run.train, ranks.device, recorded)
+            several = f", {ranks.world} processes" if ranks.world > 1 else ""
+            terminal.say(f"training on {words}{several}")
         with _Line("encoding with the frozen towers", quiet) as line:
             material = load_material(request, config, out, line.extracting, overwrite=overwrite)
         if not quiet:
