@@ -72,6 +72,8 @@ def test_windows_that_cannot_be_are_refused(seconds: float) -> None:
         Windows.asked(1, seconds)
     with pytest.raises(UsageError, match="expected --every SECONDS with it"):
         Windows.asked(None, seconds)
+    with pytest.raises(UsageError, match="at most 100000 windows, found 3600001 in 3600 s"):
+        Windows(0.001, 1).of(np.array([0.0, 3600.0]))
     assert Windows.asked(None, None) is None
     assert Windows.asked(5, None) == Windows(5, 5)
 

@@ -22,6 +22,7 @@ Score = Callable[[Sequence[Sequence[Tensor]]], list[list[dict[str, Any]]]]
 Progress = Callable[[int, int, str], None]
 
 _SHORTEST = 0.001  # seconds; file formats tell times apart by no less
+_MOST = 100_000  # windows of one video: more than an hour has frames
 _DIGITS = 6  # of a border in seconds: no frame falls between two windows that meet
 _AT_ONCE = 8  # windows whose features are scored together
 
@@ -76,13 +77,21 @@ class Windows:
 
         Args:
             times: float64 [n] at which frames are shown, none of them unknown.
+
+        Raises:
+            UsageError: there would be more than a hundred thousand.
         """
         shown = np.sort(times)
         last = float(shown[-1])
         steps = np.diff(shown)
         over = last + float(np.median(steps[steps > 0])) if (steps > 0).any() else math.inf
-        windows = []
-        for k in range(math.floor(max(last, 0.0) / self.every) + 1):
+        windows, count = [], math.floor(max(last, 0.0) / self.every) + 1
+        if count > _MOST:
+            raise UsageError(
+                f"--every {self.every:g}: expected at most {_MOST} windows, found {count} in "
+                f"{last:.0f} s of video; let them begin less often"
+            )
+        for k in range(count):
             start = round(k * self.every, _DIGITS)
             end = round(k * self.every + self.length, _DIGITS)
             before, inside = np.searchsorted(shown, [start, end])
