@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from msq.bench.gpu_timing import captured
 from msq.errors import MsqError, UsageError
 from msq.head import attention_backend
 from msq.head.attention_backend import NAMES, AttentionChoice, attention_by, choose_attention
 from msq.head.batches import Batches
 from msq.head.evaluate import score
 from msq.head.feeding import Batch, Feed
-from msq.head.graph import WARM_UP, StepGraph
+from msq.head.graph import WARM_UP, StepGraph, recorded
 from msq.head.kernel_choice import HeadShape
 from msq.head.loss import head_loss
 from msq.head.masks import CountedMasks, Masks, Part, Site, step_masks
@@ -32,6 +33,8 @@ from msq.head.packed_choice import StepChoice, choose_step
 from msq.head.ranking import labelled, macro_ap
 from msq.head.schedule import learning_rate
 from msq.head.train import Training, train_head
+from msq.kernels.cross_attention_short import cross_attention
+from msq.kernels.self_attention import require_launchable, self_attention
 
 toys = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("test_train.py"))))
 STEPS = 9
@@ -323,6 +326,61 @@ def test_a_graph_is_recorded_and_replayed_on_the_device_of_its_batch(
     assert len(seen) == WARM_UP + 1 + 2  # the recording, and two replays
     assert all(one is rows for one in seen)
     assert not inside
+
+
+@pytest.mark.parametrize("form", ["step", "benchmark"])
+def test_a_recording_that_fails_leaves_the_stream_that_was_the_current_one(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = ["main"]
+
+    @contextmanager
+    def stream(wanted: str) -> Iterator[None]:
+        before, streams[0] = streams[0], wanted
+        try:
+            yield
+        finally:
+            streams[0] = before
+
+    class Graph:  # as in torch 2.11: where ending it fails, the stream stays
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            streams[0] = "capture"
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    side = SimpleNamespace(wait_stream=lambda other: None)
+    current = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stands in (
+        ("stream", stream), ("graph", Graph), ("CUDAGraph", Graph), ("synchronize", lambda: None),
+        ("Stream", lambda *_: side),
+        ("current_stream", lambda: current if form == "benchmark" else streams[0]),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stands)
+    if form == "step":
+        with pytest.raises(RuntimeError, match="previous error"):
+            recorded(lambda: None)
+        assert streams == ["main"]
+    else:
+        again, reason = captured(lambda: None, "cuda")
+        assert "previous error" in reason
+        assert streams == ["main"]
+        again()
+
+
+def test_more_clips_than_a_launch_takes_are_refused_before_it() -> None:
+    for op in ("self_attention", "cross_attention"):
+        require_launchable(op, 8191, 8)
+        with pytest.raises(ValueError, match=f"{op}: expected at most 8191 clips of 8 heads"):
+            require_launchable(op, 8192, 8)
+    many = 70_000
+    with pytest.raises(ValueError, match=f"self_attention: .* found {many}; use a smaller batch"):
+        self_attention(torch.zeros(many, 3 * 16), many, 1, triton=True)
+    with pytest.raises(ValueError, match=f"cross_attention: .* found {many}; use a smaller batch"):
+        cross_attention(torch.zeros(many, 16), torch.zeros(many, 32), many, 1, triton=True)
 
 
 def test_counted_masks_have_the_layout_of_the_others_and_follow_their_key() -> None:

@@ -89,7 +89,8 @@ def captured(run: Run, device: str, times: int = 1) -> tuple[Run, str]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # The outer one puts the stream back: in torch 2.11 a failed recording does not.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             loop()
     except Exception as error:  # what cannot be captured is timed as it is, and said so
         torch.cuda.synchronize()

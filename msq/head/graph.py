@@ -12,6 +12,7 @@ such as the short last one of an epoch that is counted in clips, runs as it is t
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 
@@ -87,7 +88,7 @@ class StepGraph:
 
 def on_a_side_stream(run: Callable[[], None]) -> None:
     """Run on a stream of its own, as a recording does, after and before all else."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = _side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*capturable=True.*")  # it is about to be
@@ -95,8 +96,16 @@ def on_a_side_stream(run: Callable[[], None]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
+@functools.lru_cache(maxsize=16)
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One of a device: what a step allocates is kept for its stream, and the next one finds it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def recorded(run: Callable[[], None]) -> Replay:
     """A CUDA graph of one call; other threads may use the GPU meanwhile.
+
+    Up to torch 2.11 a recording that fails leaves its own stream the current one: it is put back.
 
     Raises:
         RuntimeError: something in it cannot be captured.
@@ -104,7 +113,10 @@ def recorded(run: Callable[[], None]) -> Replay:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
             run()
     except RuntimeError:
         torch.cuda.synchronize()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from msq.kernels.norm import kept
+from msq.kernels.self_attention import require_launchable
 
 MOST_TOKENS = 32  # the decisions of a row of probabilities are one word
 
@@ -44,7 +45,7 @@ def cross_attention(
         [B K, D] in the dtype of `q`. Differentiable in `q` and `kv`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or too many clips for the kernel.
     """
     per_clip, tokens = q.shape[0] // max(clips, 1), kv.shape[0] // max(clips, 1)
     fits = q.shape[1] % heads == 0 and kv.shape[1] == 2 * q.shape[1] and q.dtype == kv.dtype
@@ -57,6 +58,8 @@ def cross_attention(
             f"{k} {v.dtype} {list(v.shape)}" for k, v in shapes.items() if v is not None
         )
         raise ValueError(f"cross_attention, B = {clips}, H = {heads}: {found} do not fit")
+    if triton:
+        require_launchable("cross_attention", clips, heads)
     out: Tensor = torch.ops.msq.cross_attention(q, kv, bits, clips, heads, keep_scale, triton)
     return out
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from msq.kernels.norm import kept
 
 MOST_KEYS = 256
+MOST_HEADS = 65_535  # B H: programs along the second axis of a launch
 
 
 def self_attention(
@@ -50,7 +51,7 @@ def self_attention(
         [B K, D] in the dtype of `qkv`. Differentiable in `qkv` and `clip`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or too many clips for the kernel.
     """
     rows, three = qkv.shape
     keys = rows if clip is not None else rows // max(clips, 1)
@@ -64,6 +65,8 @@ def self_attention(
         shapes = {"qkv": qkv, "clip": clip, "bits": bits, "valid": valid}
         found = ", ".join(f"{k} {list(v.shape)}" for k, v in shapes.items() if v is not None)
         raise ValueError(f"self_attention, B = {clips}, H = {heads}: {found} do not fit")
+    if triton:
+        require_launchable("self_attention", clips, heads)
     out: Tensor = torch.ops.msq.self_attention(
         qkv, clip, bits, valid, clips, heads, keep_scale, triton
     )[0]
@@ -77,6 +80,19 @@ def unsupported(keys: int, head_width: int) -> str:
     if head_width not in (16, 32, 64, 128):
         return f"heads of width {head_width} (expected 16, 32, 64 or 128)"
     return ""
+
+
+def require_launchable(op: str, clips: int, heads: int) -> None:
+    """Refuse more heads of clips than one launch takes.
+
+    Raises:
+        ValueError: with how many clips it takes.
+    """
+    if clips * heads > MOST_HEADS:
+        raise ValueError(
+            f"{op}: expected at most {MOST_HEADS // heads} clips of {heads} heads in one launch of "
+            f"its kernel, found {clips}; use a smaller batch, or kernels = reference"
+        )
 
 
 @torch.library.custom_op("msq::self_attention", mutates_args=())
