@@ -6,6 +6,7 @@ import runpy
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msq.bench.gpu_timing import captured
+from msq.config import HeadConfig, RunConfig, TrainConfig
 from msq.errors import MsqError, UsageError
 from msq.head import attention_backend
 from msq.head.attention_backend import NAMES, AttentionChoice, attention_by, choose_attention
@@ -27,11 +29,14 @@ from msq.head.kernel_choice import HeadShape
 from msq.head.loss import head_loss
 from msq.head.masks import CountedMasks, Masks, Part, Site, step_masks
 from msq.head.metrics import mean_average_precision
+from msq.head.model import MSQNet
 from msq.head.optim import build_optimiser
 from msq.head.packed import PackedHead, flat_parameters
 from msq.head.packed_choice import StepChoice, choose_step
 from msq.head.ranking import labelled, macro_ap
 from msq.head.schedule import learning_rate
+from msq.head.stack_training import StackedTraining
+from msq.head.step import TrainingStep
 from msq.head.train import Training, train_head
 from msq.kernels.cross_attention_short import cross_attention
 from msq.kernels.self_attention import require_launchable, self_attention
@@ -203,6 +208,59 @@ def test_two_steps_ask_the_device_for_the_same_with_the_same_numbers(precision: 
     assert seen[0] == seen[1]
     # Nothing waits for the device, and nothing is brought there from the processor's memory.
     assert not [op for op in seen[0] if "_local_scalar_dense" in op or "lift_fresh" in op]
+
+
+WAITS = ("_local_scalar_dense", "lift_fresh", "random_", "nonzero", "masked_select")
+OFFICIAL = HeadConfig(width=32, layers=2, heads=2, encoder_layers=2, start="torch",
+                      memory_position="sincos-input", label_projection="fused")  # fmt: skip
+SMALL = HeadConfig(width=32, layers=2, heads=2)
+SHORT = ("cross_attention", "drop_add_norm", "relu_drop", "self_attention")
+
+
+@pytest.mark.parametrize(
+    ("head", "kernels", "kind"),
+    [
+        (OFFICIAL, (), "bce"), (OFFICIAL, ("absorbed_cross", *SHORT[1:]), "bce"),
+        (replace(SMALL, queries="vanilla"), (), "ce"),
+        (replace(SMALL, classifier="text"), SHORT, "ce"),
+        (replace(SMALL, query_position=True), SHORT, "bce"), (SMALL, (), "asymmetric"),
+        (replace(SMALL, memory_position="sincos"), (), "focal"),
+    ],
+)  # fmt: skip
+def test_no_step_of_any_head_waits_or_draws_so_that_all_can_be_captured(
+    head: HeadConfig, kernels: tuple[str, ...], kind: str
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    model = MSQNet(head, classes=7, token_width=12, image_width=10,
+                   text=torch.randn(7, 32, generator=g))  # fmt: skip
+    config = RunConfig(train=TrainConfig(batch=4))
+    taking = TrainingStep(model, StepChoice("packed", "bf16"), config, kind, 9, 3, counted=True)
+    taking.packed = PackedHead(
+        model, precision="bf16", flat=taking.flat, kernels=kernels, triton=False
+    )
+    known = torch.ones(4, 7, dtype=torch.uint8)
+    batch = Batch(torch.arange(4), torch.randn(4, 5, 12, generator=g),
+                  torch.randn(4, 10, generator=g), known, known)  # fmt: skip
+    for step in range(2):
+        taking.plan(step)
+        with Issued() as issued:
+            taking.run(batch)
+    assert bool(taking.loss.isfinite())
+    assert any("mask_bits" in op for op in issued.seen)
+    assert not [op for op in issued.seen if any(word in op for word in WAITS)]
+
+
+def test_no_step_of_stacked_heads_waits_or_draws() -> None:
+    config = toys.small("train.batch=16")
+    stack = StackedTraining([Training(toys.toy(classes=k), config) for k in (6, 4)])
+    stack.taking._graph = True
+    stack.take_step()
+    batch = stack.feed.of(1)
+    stack.taking.plan(1)
+    with Issued() as issued:
+        stack.taking.run(batch)
+    assert any("mask_bits" in op for op in issued.seen)
+    assert not [op for op in issued.seen if any(word in op for word in WAITS)]
 
 
 def test_a_replayed_run_goes_on_in_the_middle_of_an_epoch_with_the_same_bits() -> None:
