@@ -16,6 +16,7 @@ from msq.errors import SpecMismatch, StoreError, UsageError
 from msq.extract.decode_pool import cores
 from msq.extract.plan_run import dry_run
 from msq.extract.request import ExtractRequest
+from msq.report import stage_one
 from msq.report.stage_one import size
 
 fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
@@ -241,6 +242,18 @@ def test_the_command_prints_one_document_or_a_table(
     assert "time: about" in shown.out
     assert "does not know zorilla" in shown.err
     assert files(tmp_path) == before
+
+
+def test_what_is_left_out_by_rule_is_counted_on_stdout(
+    request_: ExtractRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {**dry_run(request_), "left_out": 2}
+    monkeypatch.setattr("msq.extract.plan_run.dry_run", lambda _: plan)
+    stage_one.show_dry_run(request_)
+    said = capsys.readouterr()
+    assert "2 left out by the dataset's own rules" in said.out
+    assert "left out" not in said.err
+    assert "skipped" not in said.out
 
 
 def test_too_little_disk_is_said(

@@ -324,6 +324,11 @@ def test_a_grid_from_the_command_line_with_a_dry_run_first(
     assert all(one["seconds"] > 0 for one in dry["trials"])
     assert dry["seconds"] == pytest.approx(sum(one["seconds"] for one in dry["trials"]))
     assert not (tmp_path / "out").exists()
+    assert stores.msq(*given, "--dry-run") == 0
+    said = capsys.readouterr()
+    assert f"{store}: there" in said.out
+    assert "4 trials to do, time: " in said.out
+    assert said.err == ""
     assert stores.msq(*given, "--json", "-q") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["done"], found["failed"]) == (4, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -219,6 +220,7 @@ def test_what_cannot_be_decoded_is_left_out_listed_and_makes_the_exit_code_3(
     assert result["left_out"]["failed"] == 1
     assert result["clips"] == result["clips_by_split"]["test"] == 3
     assert "12 of 13 clips (1 failed)" in said.err
+    assert re.match(r"training on cpu \(\d+ threads?\), fp32\n", said.err)
     assert "failed: noise: " in said.err
     assert "skipped: " in said.err
     # Without image features nobody has looked before: a step meets the clip, another stands in.
