@@ -70,6 +70,32 @@ def test_clips_are_divided_by_their_actors_and_mixed_ones_left_out(
     assert ActorSplit.from_dict(json.loads(json.dumps(split.to_dict()))) == split
 
 
+def test_actors_without_a_test_clip_are_not_held_out(
+    store: Path, features: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where training and test subjects differ: the others are held out all the same."""
+    lines = [
+        f"{clip},{f'test {row % 2}' if split == 'test' else f'train {row % 2}'}"
+        for row, (clip, split) in enumerate(zip(features.ids, features.splits, strict=True))
+    ]
+    file = tmp_path / "a.csv"
+    file.write_text("clip,actor\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    held = leave_one_out(features, read_actors(file))
+    assert [one.test for one in held] == [("test 0",), ("test 1",)]
+    assert set(held[0].train_clips) == {
+        clip for clip, split in zip(features.ids, features.splits, strict=True) if split != "test"
+    }
+    given = ("zero-shot", store, "--actors", file, "--queries", "text", "--dry-run", "--json",
+             "--device", "cpu", "--out", tmp_path / "o", *stores.HEAD)  # fmt: skip
+    assert stores.msq(*given) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["trials"]) == 2
+    assert "note: 2 of 4 actors are not held out" in said.err
+    shown = {clip: frozenset({"a", "b"}) for clip in features.ids}
+    with pytest.raises(UsageError, match="of 2 actors 0 have such test clips, none has both"):
+        leave_one_out(features, shown)
+
+
 def test_transfer_is_the_score_on_other_actors_by_hand(features: Features, tmp_path: Path) -> None:
     actors = read_actors(table(tmp_path / "a.csv", features))
     split = actor_split(features, actors, ["dog", "bird"], ["horse"])

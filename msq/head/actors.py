@@ -22,7 +22,7 @@ from torch import Tensor
 
 from msq.errors import UsageError
 from msq.head.features import Features
-from msq.head.metrics import average_precision, labelled, topk_accuracy
+from msq.head.metrics import average_precision, labelled, ranking_scores, topk_accuracy
 from msq.head.model import MSQNet
 from msq.head.split_scores import trained_logits
 
@@ -104,7 +104,7 @@ def actor_split(
         UsageError: an actor that no clip has (names the nearest), one on both sides, or a side
             without clips.
     """
-    known = sorted(set().union(*(actors.get(clip, frozenset()) for clip in features.ids)))
+    known = shown_actors(features, actors)
     if not known:
         raise UsageError(f"table of actors: none of its clips is in the store of {features.name}, "
                          f"whose ids look like {features.ids[0]!r}")  # fmt: skip
@@ -117,16 +117,7 @@ def actor_split(
     both = sorted(set(train) & set(others))
     if both:
         raise UsageError(f"actors {both}: expected each to be trained on or scored, found both")
-
-    def clips(wanted: Sequence[str], *splits: str) -> tuple[str, ...]:
-        return tuple(
-            clip
-            for clip, split in zip(features.ids, features.splits, strict=True)
-            if split in splits and actors.get(clip) and actors[clip] <= set(wanted)
-        )
-
-    made = ActorSplit(tuple(train), others, clips(train, "train", "val"), clips(others, "test"),
-                      clips(train, "test"))  # fmt: skip
+    made = _divided(features, actors, train, others)
     if not made.train_clips or not made.test_clips:
         raise UsageError(
             f"actors {', '.join(train)} against {', '.join(others)}: expected training clips of "
@@ -136,15 +127,54 @@ def actor_split(
     return made
 
 
+def _divided(
+    features: Features,
+    actors: Mapping[str, frozenset[str]],
+    train: Sequence[str],
+    test: Sequence[str],
+) -> ActorSplit:
+    """The clips of either side, none of which may have any."""
+
+    def clips(wanted: frozenset[str], *splits: str) -> tuple[str, ...]:
+        return tuple(
+            clip
+            for clip, split in zip(features.ids, features.splits, strict=True)
+            if split in splits and actors.get(clip) and actors[clip] <= wanted
+        )
+
+    first, second = frozenset(train), frozenset(test)
+    return ActorSplit(tuple(train), tuple(test), clips(first, "train", "val"),
+                      clips(second, "test"), clips(first, "test"))  # fmt: skip
+
+
+def shown_actors(features: Features, actors: Mapping[str, frozenset[str]]) -> list[str]:
+    """The actors that the clips show, by name."""
+    return sorted(set().union(*(actors.get(clip, frozenset()) for clip in features.ids)))
+
+
 def leave_one_out(features: Features, actors: Mapping[str, frozenset[str]]) -> list[ActorSplit]:
-    """A division for each actor: trained on all others, scored on this one."""
-    known = sorted(set().union(*(actors.get(clip, frozenset()) for clip in features.ids)))
+    """A division for each actor that can be held out: trained on all others, scored on this one.
+
+    Left out are actors without a test clip of their own, as all training subjects are of a set
+    whose training and test subjects differ, and those without whom nothing is trained on.
+
+    Raises:
+        UsageError: fewer than two actors, or none that can be held out.
+    """
+    known = shown_actors(features, actors)
     if len(known) < 2:
         raise UsageError(f"table of actors: expected two actors or more among the clips of "
                          f"{features.name}, found {known}")  # fmt: skip
-    return [
-        actor_split(features, actors, [x for x in known if x != held], [held]) for held in known
-    ]
+    made = [_divided(features, actors, [x for x in known if x != held], [held]) for held in known]
+    found = [one for one in made if one.train_clips and one.test_clips]
+    if not found:
+        scored = sum(bool(one.test_clips) for one in made)
+        raise UsageError(
+            f"table of actors: expected an actor with test clips of {features.name} that show "
+            f"nobody else, and training clips of the others; of {len(known)} actors {scored} have "
+            "such test clips, none has both; name the sides with --train-actors and --test-actors"
+        )
+    return found
 
 
 def _rows(features: Features, clips: Sequence[str]) -> Tensor:
@@ -190,7 +220,7 @@ def evaluate_actors(model: MSQNet, features: Features, split: ActorSplit) -> dic
         if not len(rows):
             return float("nan"), [float("nan")] * len(columns), 0
         scores = logits(columns, rows)
-        ap = average_precision(scores, labels, known)
+        ap = average_precision(ranking_scores(scores, features.task), labels, known)
         if features.task == "multilabel":
             return float(ap.nanmean()), ap.tolist(), len(rows)
         return topk_accuracy(scores, labels, known=known), ap.tolist(), len(rows)

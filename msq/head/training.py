@@ -20,6 +20,7 @@ from msq.head.feeding import Feed
 from msq.head.finite import LossWatch, loss_error
 from msq.head.graph import StepGraph
 from msq.head.loss import loss_kind
+from msq.head.metrics import ranking_scores
 from msq.head.model import MSQNet
 from msq.head.packed_choice import StepChoice, choose_step
 from msq.head.ranking import labelled, macro_ap
@@ -175,7 +176,8 @@ class Training:
             if self.average is not None:
                 self.average.swap()
             logits = self.scored(self.val_rows)
-            numbers += macro_ap(logits[self.ranked], *self._ranked_labels).unbind()
+            scores = ranking_scores(logits[self.ranked], self.features.task)
+            numbers += macro_ap(scores, *self._ranked_labels).unbind()
             if self.average is not None:
                 self.average.swap()
         return torch.stack(numbers), logits

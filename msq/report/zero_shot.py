@@ -139,11 +139,17 @@ def _actors(
     features: Features, table: Path, train: str | None, test: str | None
 ) -> list[ActorSplit]:
     """The division that is asked for, or one for each actor held out."""
-    from msq.head.actors import actor_split, leave_one_out, read_actors
+    from msq.head.actors import actor_split, leave_one_out, read_actors, shown_actors
 
     known = read_actors(table)
     if train is None and test is None:
-        return leave_one_out(features, known)
+        found, shown = leave_one_out(features, known), shown_actors(features, known)
+        if len(found) < len(shown):
+            terminal.say(
+                f"note: {len(shown) - len(found)} of {len(shown)} actors are not held out: no test "
+                "clip shows them alone, or no training clip only others"
+            )
+        return found
     if train is None:
         raise UsageError("--test-actors: expected --train-actors beside it, found none")
     sides = [[x.strip() for x in side.split(",") if x.strip()] if side else None
@@ -189,11 +195,17 @@ def split_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
     for r in results:
         for run in r["runs"]:
             if run.get("hash"):
-                key = (f"{r['seen']} % seen", str(run["split"]), run["source"], run["hash"][:12])
+                key = (_share(r), str(run["split"]), run["source"], run["hash"][:12])
                 rows.setdefault(key, {})[_column(r)] = run["unseen"]
     shown = [[*key, *(terminal.percent(values.get(mode)) for mode in modes)]
              for key, values in rows.items()]  # fmt: skip
     return ["", "split", "made by", "hash", *modes], shown
+
+
+def _share(result: Mapping[str, Any]) -> str:
+    """Its share of seen classes; "" where its splits have several, or nobody says."""
+    seen = result.get("seen")
+    return "" if seen is None else f"{seen} % seen"
 
 
 def _column(result: Mapping[str, Any]) -> str:
@@ -207,7 +219,7 @@ def warn_of_leaks(results: Sequence[Mapping[str, Any]]) -> None:
     for result in results:
         for run in result["runs"]:
             for leak in run.get("leaks", ()):
-                name = f"{result['seen']} % seen, {run['source']}"
+                name = ", ".join(x for x in (_share(result), run["source"]) if x)
                 if (name, leak["seen"], leak["unseen"]) not in shown:
                     shown.add((name, leak["seen"], leak["unseen"]))
                     terminal.say(
