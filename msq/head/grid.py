@@ -27,6 +27,7 @@ from msq.head.grid_stores import (
     make_stores,
     read_classes,
 )
+from msq.head.split_shares import numbered_by_share
 from msq.head.sweep import prepare
 from msq.head.sweep_claims import claim
 from msq.head.sweep_plan import Plan, Source, outcome_path, write_outcome
@@ -82,14 +83,14 @@ def plan_grid(grid: Grid, stores: Path = Path("stores"), threads: int = 1) -> Pl
     for setting in grid.settings():
         config = _config(grid, setting)
         source, classes = sources.of(setting.values, config.features)
-        for number, split in _splits(grid, setting, classes):
+        for listed, number, split in _splits(grid, setting, classes):
             repeat = {**setting.repeat, **({} if number is None else {"split": number})}
             trials.append(
                 Trial(
                     source=source.key,
                     config=config,
                     split=split,
-                    row=_short(setting.row),
+                    row={**listed, **_short(setting.row)},
                     repeat=_short(repeat),
                     choice=setting.choice,
                 )
@@ -134,17 +135,21 @@ def _config(grid: Grid, setting: Setting) -> RunConfig:
 
 def _splits(
     grid: Grid, setting: Setting, classes: tuple[str, ...]
-) -> list[tuple[int | None, ClassSplit | None]]:
-    """The class splits of one combination, numbered where it does not say which."""
+) -> list[tuple[dict[str, float], int | None, ClassSplit | None]]:
+    """The class splits of one combination; those of lists with their row, and numbered within."""
     if grid.zero_shot is None:
-        return [(None, None)]
+        return [({}, None, None)]
     if "split_dir" in grid.zero_shot:
-        return list(enumerate(class_splits_from_folder(classes, Path(grid.zero_shot["split_dir"]))))
+        lists = class_splits_from_folder(classes, Path(grid.zero_shot["split_dir"]))
+        shares = grid.zero_shot.get("seen")
+        wanted = shares if shares is None or isinstance(shares, list) else [shares]
+        found = numbered_by_share(lists, wanted, grid.source)
+        return [({"seen": share}, number, split) for share, number, split in found]
     share = setting.values["zero_shot.seen"] / 100
     if grid.zero_shot.get("class_order"):
-        return [(None, class_order_split(classes, share))]
+        return [({}, None, class_order_split(classes, share))]
     number = setting.values["split"]
-    return [(None, drawn_splits(classes, share, number + 1)[number])]
+    return [({}, None, drawn_splits(classes, share, number + 1)[number])]
 
 
 def _short(values: Mapping[str, Any]) -> dict[str, Any]:

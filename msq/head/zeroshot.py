@@ -24,6 +24,7 @@ from msq.head.checkpoint import jsonable
 from msq.head.class_splits import ClassSplit, class_split, drawn_splits
 from msq.head.features import Features
 from msq.head.split_scores import evaluate_split, seen_features
+from msq.head.split_shares import seen_percent, whole
 from msq.head.sweep import SweepProgress, outcomes_of, prepare, work
 from msq.head.sweep_plan import Plan, Source
 from msq.head.sweep_results import spread
@@ -110,11 +111,9 @@ def plan_zero_shot(
         shares = (
             [x for x in seen for _ in range(splits)]
             if class_splits is None
-            else [
-                round(100 * len(one.seen) / (len(one.seen) + len(one.unseen)), 1) for one in drawn
-            ]
+            else [seen_percent(one) for one in drawn]
         )
-        divisions = [({"seen": _whole(x)}, one, None) for x, one in zip(shares, drawn, strict=True)]
+        divisions = [({"seen": whole(x)}, one, None) for x, one in zip(shares, drawn, strict=True)]
     numbers: dict[str, int] = {}
     trials = []
     for row, split, actor in divisions:
@@ -288,7 +287,3 @@ def run_in_memory(
             if report is not None:
                 report(trial, outcome)
     return outcomes
-
-
-def _whole(x: float) -> float:
-    return int(x) if x == int(x) else x
