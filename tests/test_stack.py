@@ -369,8 +369,8 @@ def test_heads_that_do_not_fit_together_are_stacked_in_parts(
 def test_the_planner_measures_both_ways(monkeypatch: Any) -> None:
     f = world()
     made = [Trial(source="x", config=config({"layers": 1}, seed=n)) for n in range(4)]
-    taken = stack_plan.head_seconds(made, f, "cpu")
-    assert set(taken) == {1, 4}
+    taken, stopped = stack_plan.head_seconds(made, f, "cpu")
+    assert (set(taken), stopped) == ({1, 4}, "")
     assert all(seconds > 0 for seconds in taken.values())
     plan = Plan("p", made, {"x": Source.of(f)})
     plan = dataclasses.replace(
@@ -381,7 +381,7 @@ def test_the_planner_measures_both_ways(monkeypatch: Any) -> None:
         ({1: 2.0, 4: 1.0}, "stacked", 4),
         ({1: 1.0, 4: 1.1}, "sequential", 1),
     ):
-        monkeypatch.setattr(stack_plan, "head_seconds", lambda *_, times=times: times)
+        monkeypatch.setattr(stack_plan, "head_seconds", lambda *_, times=times: (times, ""))
         chosen = stack_plan._by_measurement(plan, "cpu", lambda trial, source: f)
         assert chosen.engine["name"] == name
         assert {len(group) for group in chosen.groups} == {size}

@@ -10,6 +10,8 @@ bf16); a step keeps for its backward pass, in bytes:
   e (14 M D + M F + 2 B S D);
 * plain, an encoder layer: e (12 B S D + 3 B S F + 3 B H S^2), and without dropout e (10 B S D +
   B S F);
+* stacked, for each head: as plain, but its products keep the probabilities without dropout too,
+  e (15 M D + M F + B H K^2 + B H K S + 2 B S D), and e (10 B S D + B S F + B H S^2) in the encoder;
 
 and for a moment the larger of e (M F + 4 M D) and what attention needs (packed: 4 e B H K^2, half
 of it without dropout; plain: e B H K^2, or nothing), one bit for each decision of dropout, 8 M D
@@ -24,6 +26,7 @@ head, both precisions, with dropout and without, this is 0.75 to 1.5 times as mu
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 Feed = Literal["auto", "resident", "stream"]
 SHARE = 0.5  # of what is available may be features; the rest is for the training itself
 _CGROUP = Path("/sys/fs/cgroup")
+_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")  # lines of memory.stat, bytes
 
 
 def available_bytes(device: str | torch.device) -> int:
@@ -57,10 +61,26 @@ def available_bytes(device: str | torch.device) -> int:
                 found = 1024 * int(line.split()[1])
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        found = found if limit == "max" else min(found, int(limit) - used)
+        found = found if limit == "max" else min(found, int(limit) - used + _reclaimable())
     except (OSError, ValueError):
         pass  # another system, or no group: what was found so far is what is known
     return max(found, 0)
+
+
+def _reclaimable() -> int:
+    """Bytes of this group's use that the kernel gives back when asked: files that were read."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        return sum(int(value) for key, value in map(str.split, lines) if key in _RECLAIMABLE)
+    except (OSError, ValueError):
+        return 0
+
+
+def give_back(device: str | torch.device) -> None:
+    """Free what is of no more use: recorded steps, and errors with their frames, are circles."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def fits(size: int, device: str | torch.device) -> bool:
@@ -83,7 +103,7 @@ class StepShape:
         encoder_layers: of self-attention over the tokens.
         heads: H.
         dropout: whether there is any.
-        path: `packed` or `plain`.
+        path: `packed`, `plain`, or `stacked` for one of several heads at once.
         precision: `fp32` or `bf16`.
         fused: whether a kernel does the self-attention of the queries.
     """
@@ -145,6 +165,9 @@ def step_bytes(shape: StepShape) -> int:
     elif shape.dropout:
         kept = 18 * md + 3 * mf + 3 * (square + cross) + 2 * bsd
         encoder, moment = 12 * bsd + 3 * bsf + 3 * own, square
+    elif shape.path == "stacked":
+        kept, encoder = 15 * md + mf + square + cross + 2 * bsd, 10 * bsd + bsf + own
+        moment = 2 * square
     else:
         kept, encoder, moment = 14 * md + mf + 2 * bsd, 10 * bsd + bsf, 0
     low = shape.precision == "bf16"

@@ -19,7 +19,8 @@ from msq.config import RunConfig
 from msq.errors import MsqError
 from msq.head.checkpoint import load_model
 from msq.head.conclusion import conclude
-from msq.head.memory import StepShape, available_bytes, step_bytes
+from msq.head.device_errors import out_of_memory
+from msq.head.memory import StepShape, available_bytes, give_back, step_bytes
 from msq.head.packed_choice import StepChoice, choose_step
 from msq.head.protocol import require_protocol
 from msq.head.run import RunDirectory, RunResult, recorded_choice
@@ -58,34 +59,32 @@ def stackable(config: RunConfig) -> bool:
 def train_stacked(
     jobs: Sequence[Job], device: str, progress: Progress | None = None
 ) -> list[RunResult | Exception]:
-    """Train the heads of a group, those of one kind at once; a result or the error for each."""
+    """Train the heads of a group, those of one kind at once; a result or the error for each.
+
+    A stack that turns out to have no room is trained again in halves.
+    """
     stored = _stored(jobs, device)
     if stored is not None:
         return stored
-    results: dict[int, RunResult | Exception] = {}
-    kinds: dict[str, list[_Begun]] = {}
-    alone: list[int] = []
+    alone = [
+        place
+        for place, job in enumerate(jobs)
+        if not (stackable(job.config) and isinstance(job.features.tokens, Tensor))
+    ]
+    ended: list[_Begun] = []
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-        for place, job in enumerate(jobs):
-            if not (stackable(job.config) and isinstance(job.features.tokens, Tensor)):
-                alone.append(place)
-                continue
-            try:
-                begun = _begin(place, job, device)
-            except Exception as error:
-                results[place] = error
-                continue
-            kind = repr((bucket(begun.training.model.classes), stack_kind(begun.training)))
-            kinds.setdefault(kind, []).append(begun)
-        for several in kinds.values():
-            for stack in _that_fit(several, device):
-                results |= _train(stack, device, progress)
+        together = [place for place in range(len(jobs)) if place not in alone]
+        kinds, results = _begin_all(jobs, together, device)
+        for kind in list(kinds):
+            for stack in _that_fit(kinds.pop(kind), device):
+                trained, errors = _train_with_room(jobs, stack, device, progress)
+                ended += trained
+                results |= errors
     for place in alone:
         results[place] = train_sequentially([jobs[place]], device, progress)[0]
-    for several in kinds.values():  # only now: a group that is killed before has no result
-        for begun in several:
-            if begun.place not in results:
-                results[begun.place] = _conclude(begun)
+    for begun in ended:  # only now: a group that is killed before has no result
+        if begun.place not in results:
+            results[begun.place] = _conclude(begun)
     return [results[place] for place in range(len(jobs))]
 
 
@@ -101,6 +100,23 @@ def _stored(jobs: Sequence[Job], device: str) -> list[RunResult | Exception] | N
     return found
 
 
+def _begin_all(
+    jobs: Sequence[Job], places: Sequence[int], device: str
+) -> tuple[dict[str, list[_Begun]], dict[int, RunResult | Exception]]:
+    """Some runs at their start, those that can be stacked together; and errors, by place."""
+    kinds: dict[str, list[_Begun]] = {}
+    errors: dict[int, RunResult | Exception] = {}
+    for place in places:
+        try:
+            begun = _begin(place, jobs[place], device)
+        except Exception as error:
+            errors[place] = error
+            continue
+        kind = repr((bucket(begun.training.model.classes), stack_kind(begun.training)))
+        kinds.setdefault(kind, []).append(begun)
+    return kinds, errors
+
+
 def _begin(place: int, job: Job, device: str) -> _Begun:
     """A run at its start, whatever of it was done before.
 
@@ -111,7 +127,7 @@ def _begin(place: int, job: Job, device: str) -> _Begun:
     choice = recorded_choice(job.run) or stacked_choice(job.config, device)
     directory = RunDirectory(job.run, job.config, job.features, choice=choice)
     training = Training(job.features.to(device), job.config, choice)
-    shape = StepShape.of(job.features, job.config, choice)
+    shape = dataclasses.replace(StepShape.of(job.features, job.config, choice), path="stacked")
     parameters = sum(p.numel() for p in training.parameters)
     return _Begun(place, directory, training, step_bytes(shape) + 4 * KEPT * parameters)
 
@@ -129,6 +145,45 @@ def _that_fit(several: Sequence[_Begun], device: str) -> list[list[_Begun]]:
     most = max(int(there // largest), 1)
     count = -(-len(several) // most)
     return [list(several[first::count]) for first in range(count)]
+
+
+def _train_with_room(
+    jobs: Sequence[Job], stack: list[_Begun], device: str, progress: Progress | None
+) -> tuple[list[_Begun], dict[int, RunResult | Exception]]:
+    """Take all steps of a stack; where there is no room for it, of its halves from their start.
+
+    Args:
+        jobs: of the whole group.
+        stack: some of its runs; emptied where they begin again.
+        device: to train on.
+        progress: as in `train_stacked`.
+
+    Returns:
+        The runs whose steps were taken, and the errors of those that came to nothing, by place.
+    """
+    errors = _train(stack, device, progress)
+    if len(stack) == 1 or not any(map(_is_no_room, errors.values())):
+        return stack, errors
+    places = [begun.place for begun in stack]
+    for begun in stack:
+        begun.directory.log(f"no room for {len(stack)} heads at once: again in two parts")
+    stack.clear()
+    errors.clear()  # their tracebacks hold the stack
+    give_back(device)
+    half = -(-len(places) // 2)
+    trained: list[_Begun] = []
+    for part in (places[:half], places[half:]):
+        again, failed = _begin_all(jobs, part, device)
+        errors |= failed
+        for kind in list(again):
+            there, failed = _train_with_room(jobs, again.pop(kind), device, progress)
+            trained += there
+            errors |= failed
+    return trained, errors
+
+
+def _is_no_room(found: RunResult | Exception) -> bool:
+    return isinstance(found, Exception) and out_of_memory(found)
 
 
 def _train(

@@ -19,6 +19,7 @@ from msq.errors import MsqError
 from msq.head.features import Features
 from msq.head.graph import WARM_UP
 from msq.head.kernel_choice import HeadShape
+from msq.head.memory import give_back
 from msq.head.packed_choice import choose_step
 from msq.head.stack_engine import bucket, stackable, stacked_choice
 from msq.head.stack_training import StackedTraining
@@ -89,31 +90,55 @@ def kind(trial: Trial) -> str:
     return repr((trial.source, classes, values))
 
 
-def head_seconds(trials: Sequence[Trial], features: Features, device: str) -> dict[int, float]:
+def head_seconds(
+    trials: Sequence[Trial], features: Features, device: str
+) -> tuple[dict[int, float], str]:
     """Seconds of one step of one head, for stacks of several sizes; 1 is one after another.
 
-    One after another a head takes the steps that it takes alone, kernels included.
+    One after another a head takes the steps that it takes alone, kernels included. Each size is
+    measured by itself, with what the one before it took given back.
 
     Args:
         trials: of one kind; the sizes are those in `SIZES` that there are enough trials for.
         features: of all classes, on the device.
         device: to train on.
+
+    Returns:
+        Size -> seconds, up to the first size that cannot be trained; and why that one cannot, ""
+        where all can.
+
+    Raises:
+        MsqError: a head alone cannot be trained.
+        RuntimeError: likewise.
     """
-    sizes = [size for size in SIZES if size <= len(trials)] or [len(trials)]
+    found = {1: _alone_seconds(trials[0], features, device)}
+    for size in [size for size in SIZES if size <= len(trials)] or [len(trials)]:
+        give_back(device)
+        try:
+            found[size] = _stack_seconds(trials[:size], features, device)
+        except (MsqError, RuntimeError) as error:
+            stopped = f"{size} heads: {str(error).splitlines()[0][:120]}"
+            break
+    else:
+        stopped = ""
+    give_back(device)
+    return found, stopped
 
-    def begun(trial: Trial) -> Training:
-        choice = stacked_choice(trial.config, device)
-        return Training(shown(trial, features), trial.config, choice)
 
-    seen, config = shown(trials[0], features), trials[0].config
-    sizes_of = HeadShape.of(seen, config.head)
-    own = choose_step(config.train, device, sizes_of, config.head.dropout)
-    alone = Training(seen, config, own)
-    found = {1: _seconds(alone._step, device)}
-    for size in sizes:
-        stack = StackedTraining([begun(trial) for trial in trials[:size]])
-        found[size] = _seconds(stack.take_step, device) / size
-    return found
+def _alone_seconds(trial: Trial, features: Features, device: str) -> float:
+    """Seconds of a step of a head that is trained by itself."""
+    seen, config = shown(trial, features), trial.config
+    own = choose_step(config.train, device, HeadShape.of(seen, config.head), config.head.dropout)
+    return _seconds(Training(seen, config, own)._step, device)
+
+
+def _stack_seconds(trials: Sequence[Trial], features: Features, device: str) -> float:
+    """Seconds of a step of a stack, for each of its heads."""
+    begun = [
+        Training(shown(trial, features), trial.config, stacked_choice(trial.config, device))
+        for trial in trials
+    ]
+    return _seconds(StackedTraining(begun).take_step, device) / len(trials)
 
 
 def _by_measurement(plan: Plan, device: str, load: Load) -> Plan:
@@ -125,12 +150,12 @@ def _by_measurement(plan: Plan, device: str, load: Load) -> Plan:
         features = load(trials[0], source).to(device)
         if len(trials) < 2 or not isinstance(features.tokens, Tensor):
             return plan
-        taken = head_seconds(trials, features, device)
+        taken, stopped = head_seconds(trials, features, device)
     except (MsqError, OSError, RuntimeError) as error:  # no store yet, no memory: one by one goes
         why = f"one head after another: no measurement ({str(error).splitlines()[0][:120]})"
         return dataclasses.replace(plan, engine={"name": "sequential", "why": why})
     told = ", ".join(f"{size}: {1e3 * each:.2f}" for size, each in taken.items())
-    why = f"ms a step of one head, by heads at once: {told}"
+    why = f"ms a step of one head, by heads at once: {told}" + (stopped and f"; {stopped}")
     best = min(taken, key=lambda size: taken[size])
     if taken[1] < WORTH * taken[best]:
         return dataclasses.replace(plan, engine={"name": "sequential", "why": why})
