@@ -329,7 +329,7 @@ def test_validation_clips_are_training_clips_with_seen_labels_only(features: Fea
     assert trial.split is not None
     shown = trials.shown(trial, features)
     assert shown.classes == trial.split.seen
-    val = trials.train_head(shown, config()).result["clips"]["val"]
+    val = trials.train_head(shown, config()).result["clips_by_split"]["val"]
     assert 0 < val < len(shown.rows("train"))
 
 

@@ -2,7 +2,8 @@
 
 Killed with -9, a sweep is started again by the same command: finished trials stand as they are, the
 trial in the middle goes on from its last checkpoint with the same bits (as `train_head` does), and
-the rest follows. A trial that fails is recorded with its error and hides no other.
+the rest follows. A trial that fails is recorded with its error and hides no other. An error of the
+device is no trial's failure: it ends the worker, and others take up what it left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from msq.errors import MsqError, UsageError
+from msq.head.device_errors import DeviceFailed, device_failed, is_of_device
 from msq.head.features import Features, configured_features
 from msq.head.sweep_claims import at_work, claim
 from msq.head.sweep_plan import (
@@ -24,6 +26,7 @@ from msq.head.sweep_plan import (
     outcome_path,
     read_outcome,
     read_plan,
+    run_path,
     write_outcome,
     write_plan,
 )
@@ -54,19 +57,31 @@ class Loaded:
 
         Raises:
             Exception: whatever the source gave; tried once for all its trials.
+            DeviceFailed: they cannot be brought to the device.
         """
         if self.key != trial.source:
-            self.key, self.resident, self.problem = trial.source, None, None
+            self.key, self.resident, self.problem = "", None, None
             try:
                 source = plan.sources[trial.source]
                 features = self.load(trial, source)
                 require_planned(features, source)
-                self.resident = Resident(features.to(self.device))
+                self.resident = Resident(self._moved(features))
+            except DeviceFailed:
+                raise
             except Exception as error:
                 self.problem = error
+            self.key = trial.source
         if self.resident is None:
             raise self.problem or MsqError(f"no features for trial {trial.id}")
         return self.resident
+
+    def _moved(self, features: Features) -> Features:
+        try:
+            return features.to(self.device)
+        except MsqError:  # of the features: an array that does not fit, a value that is not finite
+            raise
+        except Exception as error:
+            raise device_failed(self.device, error) from error
 
 
 def require_planned(features: Features, source: Source) -> None:
@@ -153,7 +168,11 @@ def work(
     device: str = "cpu",
     progress: SweepProgress | None = None,
 ) -> None:
-    """Do what nobody else does, until every trial is done, failed, or claimed by another worker."""
+    """Do what nobody else does, until every trial is done, failed, or claimed by another worker.
+
+    Raises:
+        DeviceFailed: nothing can be done on the device; what is left is as it was.
+    """
     loaded = Loaded(load, device)
     torch.set_num_threads(plan.threads)
     with at_work(folder):
@@ -170,8 +189,13 @@ def do_group(
 ) -> bool:
     """Train and score the trials of one group that have no outcome yet.
 
+    The checkpoint of a trial that is done goes, most of what its run takes: nothing reads it again.
+
     Returns:
         False where another process is at it.
+
+    Raises:
+        DeviceFailed: nothing can be done on the device; no outcome is written.
     """
     if all(outcome_path(folder, one).exists() for one in group):
         return True
@@ -181,6 +205,8 @@ def do_group(
         trials = [plan.trial(one) for one in group if not outcome_path(folder, one).exists()]
         for outcome in _outcomes(folder, plan, trials, loaded):
             write_outcome(folder, outcome)
+            if outcome["status"] == "done":
+                (run_path(folder, outcome["id"]) / "state.pt").unlink(missing_ok=True)
             if progress is not None:
                 trial = plan.trial(outcome["id"])
                 done = sum(outcome_path(folder, one.id).exists() for one in plan.trials)
@@ -192,15 +218,23 @@ def do_group(
 def _outcomes(
     folder: Path, plan: Plan, trials: list[Trial], loaded: Loaded
 ) -> list[dict[str, Any]]:
-    """The outcomes of some trials, whatever happens."""
+    """The outcomes of some trials, whatever happens to them.
+
+    Raises:
+        DeviceFailed: something happened to the device.
+    """
     if not trials:
         return []
-    runs = [folder / "trials" / trial.id / "run" for trial in trials]
+    runs = [run_path(folder, trial.id) for trial in trials]
     try:
         resident = loaded.of(trials[0], plan)
         outcomes = run_group(trials, resident, runs, engine=plan.engine["name"],
                              device=loaded.device)  # fmt: skip
+    except DeviceFailed:
+        raise
     except Exception as error:
+        if is_of_device(error):
+            raise device_failed(loaded.device, error) from error
         return [failure(trial.id, error) for trial in trials]
     return outcomes
 

@@ -3,7 +3,7 @@
 A sweep is a folder:
 
     SWEEP/plan.json                  what is to be done; every worker, on every machine, reads it
-    SWEEP/trials/ID/run/             the trial's run directory
+    SWEEP/trials/ID/run/             the trial's run directory, without state.pt when it is done
     SWEEP/trials/ID/outcome.json     written last: the trial is done, or failed and why
     SWEEP/claims/                    locks of the processes at work (`msq.head.sweep_claims`)
     SWEEP/results.json               what the finished trials come to, with table.md beside it
@@ -169,6 +169,11 @@ def feature_config(trial: Trial, text: Mapping[str, str | None]) -> FeatureConfi
 def outcome_path(folder: Path, trial: str) -> Path:
     """Where the outcome of a trial is written."""
     return folder / "trials" / trial / "outcome.json"
+
+
+def run_path(folder: Path, trial: str) -> Path:
+    """The run directory of a trial."""
+    return folder / "trials" / trial / "run"
 
 
 def read_outcome(folder: Path, trial: str) -> dict[str, Any] | None:

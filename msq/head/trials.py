@@ -21,6 +21,7 @@ from msq.config import RunConfig
 from msq.errors import MsqError
 from msq.head.actors import ActorSplit, actor_features, evaluate_actors
 from msq.head.class_splits import ClassSplit, Leak, clip_labels, coinciding_classes, leaks
+from msq.head.device_errors import device_failed, is_of_device
 from msq.head.features import Features
 from msq.head.run import RunResult, clip_counts
 from msq.head.split_scores import clip_baseline, evaluate_split, seen_features
@@ -56,7 +57,7 @@ class Trial:
         """16 hexadecimal digits over all that decides the numbers."""
         decides = [
             self.source,
-            configuration.to_dict(self.config),
+            configuration.identity(self.config),
             None if self.split is None else self.split.hash,
             None if self.actors is None else self.actors.hash,
         ]
@@ -198,6 +199,9 @@ def run_group(
         An outcome for each: `id, status` (`done` or `failed`), and where done `kind, protocol,
         task, dataset, metrics` (fractions), `detail`, `training` (epochs, seconds, what validation
         chose), else `error` and `error_type`.
+
+    Raises:
+        DeviceFailed: the device failed, and so would whatever else is tried on it.
     """
     began = time.perf_counter()
     jobs = [Job(shown(trial, resident.features), trial.config, run)
@@ -210,6 +214,8 @@ def run_group(
                 raise result
             outcome = scored(trial, resident, result)
         except Exception as error:
+            if is_of_device(error):
+                raise device_failed(device, error) from error
             outcome = failure(trial.id, error)
         outcome["seconds"] = (time.perf_counter() - began) / len(trials)
         outcomes.append(outcome)
