@@ -71,7 +71,9 @@ def train(
             several = f", {ranks.world} processes" if ranks.world > 1 else ""
             terminal.say(f"training on {words}{several}")
         with _Line("encoding with the frozen towers", quiet) as line:
-            material = load_material(request, config, out, line.extracting, overwrite=overwrite)
+            material = load_material(
+                request, config, out, line.extracting, overwrite=overwrite, ranks=ranks
+            )
         if not quiet:
             _say_material(request, material)
         with _Line("training", quiet) as line:
