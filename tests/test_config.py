@@ -33,6 +33,16 @@ def test_the_fingerprint_changes_with_every_field() -> None:
     assert config.fingerprint(RunConfig()) == config.fingerprint(base)
 
 
+def test_a_younger_field_at_its_default_changes_no_fingerprint() -> None:
+    """A sweep that was begun before the losses had numbers finds its trials again."""
+    first = "2d6ab8c94649133e3c9cd8fe303b6e985393609400a21eb56ad509c60df28419"  # before 2026-11-21
+    assert config.fingerprint(RunConfig()) == first
+    for section, names in config.LATER.items():
+        for name in names:
+            changed = config.override(RunConfig(), [f"{section}.{name}=0.375"])
+            assert config.fingerprint(changed) != first
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
