@@ -242,6 +242,39 @@ def test_a_clip_that_breaks_is_replaced_counted_and_named(tmp_path: Path) -> Non
     assert found[0]["metrics"] == found[1]["metrics"]
 
 
+def test_a_run_goes_on_with_its_threads_and_not_without_the_gpu_that_it_needs(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, features, video, _ = world
+    taken, before = [], torch.get_num_threads()
+    step = EndToEndTraining._step
+
+    def noted(self: EndToEndTraining) -> None:
+        taken.append(torch.get_num_threads())
+        step(self)
+
+    monkeypatch.setattr(EndToEndTraining, "_step", noted)
+    given = material(data, features, copy.deepcopy(video))
+    try:
+        torch.set_num_threads(2)
+        train_end_to_end(given, settings(), tmp_path, workers=0, stop_after=1)
+        torch.set_num_threads(1)
+        train_end_to_end(given, settings(), tmp_path, workers=0, stop_after=1)
+        assert taken == [2, 2]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    line = "2 threads, as the run began, in place of the 1 of this process"
+    assert line in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    file = tmp_path / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    assert text.count('device = "cpu"') == text.count('kernels = ""') == 1
+    text = text.replace('device = "cpu"', 'device = "cuda"')
+    file.write_text(text.replace('kernels = ""', 'kernels = "relu_drop"'), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"Triton kernels \(data.step.kernels = relu_drop\)"):
+        train_end_to_end(given, settings(), tmp_path, workers=0)
+
+
 def test_clips_to_score_that_cannot_be_decoded(tmp_path: Path) -> None:
     """Where no tower has decoded them before: left out and counted, before the first step."""
     video = encoder()
@@ -256,7 +289,7 @@ def test_clips_to_score_that_cannot_be_decoded(tmp_path: Path) -> None:
     )  # fmt: skip
     config = settings("head.queries=text", "train.epochs=1")
     result = train_end_to_end(material(data, features, video), config, workers=0).result
-    assert result["clips"]["val"] == 2
+    assert result["clips_by_split"]["val"] == 2
     assert result["left_out"] == {"not decodable": 1}
     assert [item["clip"] for item in result["failures"]] == [data.clips[2].id]
 
