@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 
 from msq.cli import main
 from msq.extract.encoders.encoder import VideoEncoder
+from msq.extract.request import ExtractRequest
 from msq.head.device import in_words
-from msq.report import doctor, doctor_devices, encoder_check
+from msq.report import doctor, doctor_devices, encoder_check, stage_one
 from msq.report.finding import Finding
 
 fixtures = runpy.run_path(str(Path(__file__).with_name("encoder_fixtures.py")))
@@ -164,6 +166,15 @@ def test_a_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpus(monkeypatch, ("T4", 7, 15, 16), ("H200", 9, 140, 150))
     assert in_words("cuda", "bf16") == "cuda:1 (H200, 140 GiB), bf16"
     assert in_words(torch.device("cuda:0")) == "cuda:0 (T4, 15 GiB)"
+
+
+def test_an_extraction_by_others_names_them() -> None:
+    made = ExtractRequest(manifest=Path("m.csv"), device="cpu", precision="bf16")
+    assert stage_one.place(made) == in_words("cpu", "bf16")
+    two = replace(made, devices="cuda:0,cuda:1")
+    assert stage_one.place(two) == "cuda:0,cuda:1 (--devices), bf16"
+    handed = replace(made, scheduler="tcp://node:8786")
+    assert stage_one.place(handed) == "the workers of tcp://node:8786, bf16"
 
 
 def test_encoders_check_runs_one_batch_of_either_kind(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ def place(request: ExtractRequest) -> str:
     from msq.extract.devices import resolve_device
     from msq.head.device import in_words
 
-    if request.scheduler is not None and "://" in request.scheduler:
-        return f"the workers of {request.scheduler}, {request.precision}"
     if request.devices is not None:
         return f"{request.devices} (--devices), {request.precision}"
+    if request.scheduler is not None:  # this process has nothing to do on a device then
+        return f"the workers of {request.scheduler}, {request.precision}"
     return in_words(resolve_device(request.device), request.precision)
 
 
