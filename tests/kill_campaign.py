@@ -98,6 +98,12 @@ def ended(child: int, *, wait: bool = False) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
+def _at_work(out: Path, running: dict[int, int]) -> bool:
+    """Whether one of them has still to leave the crew: its file is among the claims until then."""
+    claims = out.with_name(f"{out.name}.claims")
+    return any(True for child in running for _ in claims.glob(f"process-*-{child}-*"))
+
+
 class Campaign:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -128,7 +134,7 @@ class Campaign:
         request = replace(self.request, out=out)
         everyone = self.chance.random() < 0.3
         running = {start(request, mode, rank): rank for rank in range(WORKERS)}
-        finished = False
+        finished, followed = False, True
         while running:
             time.sleep(self.chance.uniform(0, 0.8 * self.seconds))
             finished |= self._reap(out, running)
@@ -140,11 +146,13 @@ class Campaign:
                 os.kill(child, signal.SIGKILL)
                 rank = running.pop(child)
                 self.kills[mode] += ended(child, wait=True) == -signal.SIGKILL
+                # Who leaves after it clears up behind it; one that had left before does not.
+                followed = _at_work(out, running)
                 if not everyone and self.chance.random() < 0.5:
                     running[start(request, mode, rank)] = rank
-            # Who saw the last one die clears up behind it; where it was alone, the next run does.
+                    followed = True
             finished = self._reap(out, running) and bool(running)
-        if finished:  # those that lived have done it all
+        if finished and followed:  # those that lived have done it all
             self.survived += 1
         else:
             code = ended(start(request, "alone", 0), wait=True)

@@ -45,4 +45,5 @@ def step_in_words(config: TrainConfig, device: str | torch.device, out: Path | N
         UsageError: as `choose_step`, or its configuration cannot be read.
     """
     choice = recorded_choice(out) or choose_step(config, device)
-    return in_words(device, choice.precision)
+    with choice.in_threads():  # those that the steps will have
+        return in_words(device, choice.precision)

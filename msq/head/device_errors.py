@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from msq.errors import MsqError
+from msq.head.backbone_memory import is_out_of_memory
 
 # What torch before 2.8 has in place of `AcceleratorError`.
 _WORDS = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_NOT_INITIALIZED")
@@ -34,9 +35,7 @@ def is_of_device(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether there was no room, on a GPU or in this machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_out_of_memory(error)
 
 
 def device_failed(device: str, error: BaseException) -> DeviceFailed:

@@ -120,12 +120,14 @@ def make_stores(
         if source.extract is None or key not in wanted:
             continue
         path = Path(source.store)
-        if text_names(path, source.extract) and _record(path):
+        made = bool(text_names(path, source.extract))
+        if made and _record(path):
             continue
         try:
             _make(path, source.extract, progress)
         except Exception as error:
-            problems[key] = error
+            if not made:  # else its record alone is missing, as of stores of earlier versions
+                problems[key] = error
     return problems
 
 

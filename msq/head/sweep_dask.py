@@ -82,7 +82,7 @@ def _hand_out(
             for one in group:
                 if not outcome_path(folder, one).exists():
                     write_outcome(folder, failure(one, future.exception()))
-        elif (refused := future.result()) is not None:
+        elif future.status == "finished" and (refused := future.result()) is not None:
             unusable.add((refused[0], place))
             there = _able(list(client.nthreads()), [place, *devices], unusable)
             if there is None:
