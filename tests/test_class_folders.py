@@ -40,6 +40,7 @@ def test_what_lies_beside_split_folders_is_skipped_and_said(tmp_path: Path) -> N
     assert {reason for _, reason in skipped} == {
         "beside the split folders train, test: expected <class>/<video> in one of them"
     }
+    assert [item for item, _ in read_folder(root).left_out] == ["notes.txt"]  # no video at all
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:

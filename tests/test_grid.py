@@ -182,6 +182,22 @@ def test_the_papers_numbers_stand_in_the_row_they_belong_to() -> None:
     assert paper[75, "vanilla"] == 17.43
 
 
+def test_a_store_of_class_folders_is_named_by_what_stage_one_finds_in_them(tmp_path: Path) -> None:
+    """Behind a link to a folder, too; a link to a folder above ends the search."""
+    root, elsewhere = tmp_path / "clips", tmp_path / "elsewhere"
+    (root / "run").mkdir(parents=True)
+    elsewhere.mkdir()
+    (root / "run" / "a.mp4").touch()
+    plain = extraction_source({"manifest": str(root)}, tmp_path).store
+    (root / "eat").symlink_to(elsewhere)
+    linked = extraction_source({"manifest": str(root)}, tmp_path).store
+    (elsewhere / "b.mp4").touch()
+    more = extraction_source({"manifest": str(root)}, tmp_path).store
+    (elsewhere / "up").symlink_to(root)
+    looped = extraction_source({"manifest": str(root)}, tmp_path).store
+    assert len({plain, linked, more, looped}) == 4
+
+
 def test_stores_are_shared_by_making_and_told_apart_by_it(tmp_path: Path) -> None:
     manifest = tmp_path / "m.csv"
     manifest.write_text("path,labels,split\na.mp4,x,train\n")

@@ -146,6 +146,32 @@ def test_a_remote_shard_that_is_replaced_is_read_again(monkeypatch: pytest.Monke
     files.rm("/replaced", recursive=True)
 
 
+def test_a_remote_shard_that_is_replaced_before_its_index_is_read_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its size was that of the other object: the index is looked for at the wrong place."""
+    values, before, after = shards()
+    files = fsspec.filesystem("memory")
+    path = locate("memory://replaced/1")
+    read, parts = one_file.read_part, []
+
+    def late(path: Any, start: int | None, stop: int | None) -> Any:
+        parts.append(start)
+        if len(parts) == 1:
+            files.pipe_file("/replaced/1", after)
+        return read(path, start, stop)
+
+    monkeypatch.setattr(one_file, "read_part", late)
+    files.pipe_file("/replaced/1", before)
+    out = np.empty((1, 4 * WIDTH), dtype=np.uint8)
+    read_rows(path, [5], SIZE, out, np.zeros(4 * WIDTH, np.uint8), str)
+    assert np.array_equal(out.view(np.float32), values[[5]])
+    files.pipe_file("/replaced/1", after[:-1])  # and one that is broken is an error
+    with pytest.raises(StoreError, match="index"):
+        read_rows(path, [5], SIZE, out, np.zeros(4 * WIDTH, np.uint8), str)
+    files.rm("/replaced", recursive=True)
+
+
 def test_a_reader_of_rows_takes_index_and_rows_from_one_file(tmp_path: Path, replaced: Any) -> None:
     data = stores.dataset(4)
     old, new = (tmp_path / name for name in ("old.zarr", "new.zarr"))

@@ -32,15 +32,16 @@ from msq.head.training import Training
 CLASSES, CLIPS = (12, 20, 51, 157), 64
 EPOCHS = 10_000  # more than are taken
 GATE_STEPS, TOLERANCE = WARM_UP + 2, 1e-10  # the last are replays, where there are graphs
+LARGE = 100  # classes: four heads at once take more than 24 GB from here on
 CPU_GATE = 2, 2  # heads and steps: float64 is slow there
 Taken = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def cases(settings: Settings) -> Iterable[Case]:
     """One for each number of classes, and one of heads that see the same clips."""
-    heads = 2 if settings.quick else 10 if settings.device == "cuda" else 4
+    clips = 4 if settings.quick else CLIPS
     for classes in (5, 7) if settings.quick else CLASSES:
-        clips = 4 if settings.quick else CLIPS
+        heads = _heads(classes, settings)
         yield Case(
             name=f"stack K={classes} B={clips} G={heads}",
             compares=f"one training step of {heads} heads: at once, one after another",
@@ -49,7 +50,8 @@ def cases(settings: Settings) -> Iterable[Case]:
             rounds=9,
             prepare=functools.partial(_prepare, classes, clips, heads),
         )
-    classes, clips = (5, 4) if settings.quick else (20, CLIPS)
+    classes = 5 if settings.quick else 20
+    heads = _heads(classes, settings)
     yield Case(
         name=f"stack, same clips, K={classes} B={clips} G={heads}",
         compares=f"one training step of {heads} heads at once that see the same clips: gathered "
@@ -59,6 +61,14 @@ def cases(settings: Settings) -> Iterable[Case]:
         rounds=9,
         prepare=functools.partial(_prepare_same, classes, clips, heads),
     )
+
+
+def _heads(classes: int, settings: Settings) -> int:
+    if settings.quick:
+        return 2
+    if settings.device.startswith("cuda"):
+        return 10
+    return 4 if classes < LARGE else 2
 
 
 def begun(

@@ -162,12 +162,16 @@ def read_rows(
     """
     whole = len(slots) >= size * _WHOLE_FILE_SHARE
     changes = not (whole or is_local(path) or is_archive(path))  # an object has no descriptor
+    replaced = False
     while True:
         try:
             with opened(path, whole=whole) as (part, total):
                 index = _index(path, part, total, size, out.shape[1])
                 error = _read_slots(path, slots, index, part, out, fill_row, name)
         except StoreError as unread:
+            if changes and not replaced:  # perhaps between its size and its index
+                replaced = True
+                continue
             raise StoreError(f"clip {name(int(slots[0]))!r}: {unread}") from None
         if changes and _is_replaced(path, index):
             continue

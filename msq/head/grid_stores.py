@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +86,20 @@ def _content(path: Path) -> str:
     """A hash of a manifest, or of the names in a folder."""
     try:
         if path.is_dir():
-            return _hash(sorted(str(x.relative_to(path)) for x in path.rglob("*")))
+            return _hash(sorted(_names(path)))
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(f"{path}: expected a manifest; {error}") from None
+
+
+def _names(top: Path) -> Iterator[str]:
+    """Folders and files below one, behind links to folders too, as stage one finds them."""
+    from msq.extract.datasets.folder import leads_back
+
+    for folder, folders, files in os.walk(top, followlinks=True):
+        here = Path(folder)
+        yield from (str((here / name).relative_to(top)) for name in (*folders, *files))
+        folders[:] = [name for name in folders if not leads_back(here / name)]
 
 
 def _hash(value: Any) -> str:

@@ -25,7 +25,8 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
     The folders of splits are called `train`, `val`, `test` or by another of `SPLIT_WORDS`, in any
     case. Without them a clip is `test` when the hash of its id falls in the lowest fifth, so the
     split of a clip never changes when others are added. What is no `<class>/<video>`, or lies
-    beside the folders of splits, is listed in `skipped`.
+    beside the folders of splits, is listed in `skipped`; of the latter, what is no video by its
+    suffix (a README, a list of classes) is left out by rule.
 
     Raises:
         DatasetError: `root` is no folder, or holds no `<class>/<video>`.
@@ -35,7 +36,8 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
         raise DatasetError(f"{root}: expected a folder with one folder per class")
     splits = split_folders(root)
     tops: dict[Path, Split | None] = {**splits} or {root: None}
-    skipped = _beside(root, splits)
+    beside = _beside(root, splits)
+    skipped: Skipped = []
     found: list[tuple[Path, str, Split]] = []
     for top, fixed in tops.items():
         for file in _files(root, top, skipped):
@@ -64,9 +66,11 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
         )
         for file, label, split in found
     )
+    texts = frozenset(one for one in beside if Path(one[0]).suffix.lower() not in SUFFIXES)
     return Dataset(
-        name or root.resolve().name, classes, "singlelabel", clips, "top1", tuple(skipped + twice)
-    )
+        name or root.resolve().name, classes, "singlelabel", clips, "top1",
+        (*beside, *skipped, *twice), regular=texts,
+    )  # fmt: skip
 
 
 def split_folders(root: Path) -> dict[Path, Split]:
@@ -115,12 +119,12 @@ def _files(root: Path, top: Path, skipped: Skipped) -> list[Path]:
     found: list[Path] = []
     for folder, names, files in os.walk(top, onerror=unread, followlinks=True):
         here = Path(folder)
-        names[:] = [n for n in names if not n.startswith(".") and not _leads_back(here / n)]
+        names[:] = [n for n in names if not n.startswith(".") and not leads_back(here / n)]
         found += [here / name for name in files if not name.startswith(".")]
     return sorted(found)
 
 
-def _leads_back(folder: Path) -> bool:
+def leads_back(folder: Path) -> bool:
     """Whether a folder is a link to one that it lies in itself."""
     return folder.is_symlink() and folder.resolve() in {p.resolve() for p in folder.parents}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from msq.errors import SpecMismatch, UsageError
+from msq.errors import SpecMismatch, UsageError, WeightsError, WeightsNotFound
 from msq.extract.encoders import ImageEncoder, VideoEncoder, load_clip, load_video_encoder
 from msq.extract.encoders.families import location_key, moved_name
 from msq.extract.encoders.hf_text import is_text_model
@@ -40,9 +40,14 @@ def load_recorded(
         )
     recorded = spec.to_dict()
     place = find_place(spec.kind, recorded, moved)
-    encoder: VideoEncoder | ImageEncoder = load_towers(
-        spec.kind, recorded, place, device, kernels=spec.kernels
-    )[spec.kind]
+    try:
+        encoder: VideoEncoder | ImageEncoder = load_towers(
+            spec.kind, recorded, place, device, kernels=spec.kernels
+        )[spec.kind]
+    except WeightsNotFound as error:
+        if moved is None:  # nobody named a path that is not there: they moved
+            raise WeightsError(str(error)) from error
+        raise
     found, wanted = ({**s, "slug": ""} for s in (encoder.spec.to_dict(), recorded))
     if lines := difference(wanted, found):
         raise SpecMismatch(
