@@ -156,7 +156,7 @@ def grid(
     from msq.head.grid import plan_grid
     from msq.head.grid_file import read_grid
     from msq.head.stack_plan import choose_engine
-    from msq.report import grids, sweep_dry_run, sweeps
+    from msq.report import grids, sweep_dry_run, sweeps, terminal
 
     if list_:
         grids.show_list(json=json)
@@ -169,7 +169,7 @@ def grid(
     places = sweeps.devices(device)
     count = workers or len(places)
     asked = read_grid(file, overrides or ())
-    planned = plan_grid(asked, stores, sweeps.thread_count(count, threads))
+    planned = plan_grid(asked, stores, sweeps.thread_count(count, threads), terminal.say)
     out = out or Path("runs") / asked.name
     if dry_run:
         sweep_dry_run.show(planned, out, count, places[0], retry_failed=retry_failed, json=json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from msq.extract.views import CLEAN, augmented_views
 from msq.head.checkpoint import load_model, load_state
 from msq.head.features import Features, configured_features
 from msq.head.train import Training, train_head
+from msq.report import stage_two
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("view_stores.py"))))
 SMALL = ("head.layers=2", "head.heads=2", "head.ffn=32", "train.epochs=2", "train.batch=8")
@@ -202,12 +204,13 @@ def threads() -> Any:
     torch.set_num_threads(before)
 
 
-def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path: Path, threads: Any) -> None:
+def test_a_run_goes_on_with_the_threads_that_it_began_with(
+    tmp_path: Path, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads(1)
     wide(tmp_path / "of one")
     threads(2)
     wide(tmp_path / "whole")
-    assert bits(tmp_path / "whole") != bits(tmp_path / "of one")  # so that equal ones say something
     wide(tmp_path / "parts", stop_after=3)
     log = resumed_by_one_thread(tmp_path / "parts")
     assert "2 threads, as the run began, in place of the 1 of this process" in log
@@ -220,11 +223,49 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path: Path, threa
     shorter = re.sub(r'^(threads = 2|device = "cpu")\n', "", text, flags=re.M)
     assert len(text) - len(shorter) == len('threads = 2\ndevice = "cpu"\n')
     file.write_text(shorter, encoding="utf-8")
+    taken, step = [], Training._step
+
+    def noted(self: Training) -> None:
+        taken.append(torch.get_num_threads())
+        step(self)
+
+    monkeypatch.setattr(Training, "_step", noted)
     threads(1)
     wide(old)
+    assert taken == [1]
     assert torch.get_num_threads() == 1
     assert "threads, as the run began" not in (old / "log.txt").read_text(encoding="utf-8")
-    assert bits(old) != bits(tmp_path / "whole")
+    if bits(tmp_path / "whole") == bits(tmp_path / "of one"):
+        pytest.skip("two threads round as one does here: equal bits of the two say nothing")
+
+
+def test_other_threads_are_said_with_the_way_to_those_of_the_process(
+    tmp_path: Path, threads: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out, other = (tmp_path / name for name in ("a.zarr", "run", "other"))
+    found = configured_features(
+        open_store(stores.make_store(store, (CLEAN,), clips=36)), small().features
+    )
+    threads(2)
+    train_head(found, small(), out, stop_after=1)
+    shutil.copytree(out, other)
+    threads(1)
+    stage_two.train(store, small(), out, device="cpu")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "training on cpu (2 threads), fp32"
+    assert said[1] == (
+        f"note: {out}: 2 threads, as the run began, in place of the 1 of this process: its bits "
+        "depend on their number; with threads = 1 under [data.step] in its config.toml it takes "
+        "those of this process, and ends in other bits"
+    )
+    text = (other / "config.toml").read_text(encoding="utf-8")
+    assert text.count("threads = 2\n") == 1
+    text = text.replace("threads = 2\n", "threads = 1\n")
+    (other / "config.toml").write_text(text, encoding="utf-8")
+    for run in (other, out):  # the one as it was told to, the other finished
+        stage_two.train(store, small(), run, device="cpu")
+        assert "threads, as the run began" not in capsys.readouterr().err
+    assert "resumed at step 1 of" in (other / "log.txt").read_text(encoding="utf-8")
 
 
 def test_threads_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 import threading
 from collections import Counter
@@ -18,6 +19,9 @@ from msq.head.grid import plan_grid, run_grid
 from msq.head.grid_file import parse_grid
 from msq.head.grid_stores import build_request, extraction_source, make_stores
 from msq.head.split_shares import numbered_by_share
+from msq.head.sweep import prepare
+from msq.head.sweep_claims import at_work
+from msq.head.sweep_plan import write_plan
 from msq.report import grids
 from msq.report.sweeps import conclude
 from msq.world import generate_world
@@ -101,6 +105,23 @@ def test_the_shares_asked_for_are_kept_and_none_of_them_is_an_error(
         shares("zero_shot.seen=25")
 
 
+@pytest.mark.parametrize(("seen", "left_out"), [("75", 2), ("[50, 75]", 0)])
+def test_lists_of_other_shares_are_counted_in_one_line(
+    seen: str, left_out: int, store: Path, lists: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    text = TINY + PAPER.replace('["text"]', '["text", "vanilla"]')
+    (tmp_path / "tiny.toml").write_text(text)
+    given = [f"store={store}", f"zero_shot.split_dir={lists}", f"zero_shot.seen={seen}"]
+    assert stores.msq("grid", tmp_path / "tiny.toml", *given, "--dry-run") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "class lists" in line]
+    expected = (
+        f"warning: {tmp_path / 'tiny.toml'}: {left_out} of 4 class lists of {lists} are left out: "
+        "other shares than zero_shot.seen"
+    )
+    assert said == ([expected] if left_out else [])
+
+
 def test_a_share_is_that_which_a_list_misses_by_less_than_a_class() -> None:
     names = tuple(f"class {k}" for k in range(51))  # those of HMDB51
     splits = [ClassSplit(names[:count], names[count:]) for count in (25, 26, 38, 10, 26)]
@@ -124,6 +145,28 @@ def test_stores_are_named_by_their_whole_path(
     assert Path(found.store).parent == tmp_path / "stores"
     whole = extraction_source({"manifest": str(manifest)}, tmp_path / "stores")
     assert (found.store, found.key) == (whole.store, whole.key)
+
+
+def test_a_plan_that_names_its_stores_from_here_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grids were planned with the stores as they were typed."""
+    (tmp_path / "m.csv").write_text("path,labels,split\na.mp4,x,train\n")
+    monkeypatch.chdir(tmp_path)
+    grid = parse_grid(f'{TINY}[extract]\nmanifest = "{tmp_path / "m.csv"}"\n', "tiny.toml")
+    plan = plan_grid(grid, Path("stores"))
+    sources = {
+        key: dataclasses.replace(one, store=f"stores/{Path(one.store).name}")
+        for key, one in plan.sources.items()
+    }
+    write_plan(tmp_path / "out", dataclasses.replace(plan, sources=sources, threads=7))
+    before = (tmp_path / "out" / "plan.json").read_bytes()
+    with at_work(tmp_path / "out"):  # while it is, no plan is replaced
+        assert prepare(tmp_path / "out", plan).threads == 7
+    assert (tmp_path / "out" / "plan.json").read_bytes() == before
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert prepare(tmp_path / "out", plan).threads == plan.threads == 1
 
 
 def test_a_second_command_helps_the_first_to_make_a_store(tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.head.actors import ActorSplit, evaluate_actors
+from msq.head.checkpoint import load_state, save_state
 from msq.head.evaluate import score
 from msq.head.features import Features
 from msq.head.metrics import all_metrics, average_precision, mean_average_precision
 from msq.head.stack_training import StackedTraining
+from msq.head.train import train_head
 from msq.head.training import Training
 from msq.head.trials import Job, train_at_once, train_sequentially
+from msq.protocol import FIXED
 
 SMALL = ["head.layers=1", "head.heads=2", "head.ffn=32", "train.batch=16", "optim.lr=3e-3"]
 
@@ -105,3 +111,37 @@ def test_per_class_numbers_of_other_actors_are_ranked_as_the_metric_is() -> None
     raw = average_precision(logits, labels)
     assert list(found["per_class"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
     assert float((expected - raw).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("task", "by", "dropped"),
+    [("singlelabel", "map", True), ("multilabel", "map", False),
+     ("singlelabel", "official", False)],
+)  # fmt: skip
+def test_a_best_epoch_found_by_raw_logits_is_not_compared_with_later_ones(
+    task: str, by: str, dropped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished run of before epochs were ranked as the metric is."""
+    features = dataclasses.replace(world(), task=task)
+    # The only protocol with `official` has a head that is too large for a test.
+    monkeypatch.delitem(FIXED["paper"], "train.select_by")
+    made = config("train.epochs=3", "train.ema=0", f"train.select_by={by}")
+    for name, old in (("new", False), ("old", True)):
+        out = tmp_path / name
+        steps = Training(features, made).epoch_steps
+        train_head(features, made, out, stop_after=steps + 1)
+        state = load_state(out / "state.pt")
+        assert state is not None
+        assert state["best"]["epoch"] == 1
+        state["best"]["value"] = 2.0  # no later epoch comes near
+        if old:
+            del state["best_by"]
+        save_state(out / "state.pt", state)
+        result = train_head(features, made, out).result
+        assert (result["best_epoch"] != 1) == (old and dropped)
+        assert (result["best_val_score"] <= 1) == (old and dropped)
+        log = (out / "log.txt").read_text(encoding="utf-8")
+        assert f"resumed at step {steps + 1} of {3 * steps}" in log
+        assert ("its best epoch, 1, was found by ranking clips by logits" in log) == (
+            old and dropped
+        )

@@ -47,3 +47,21 @@ def step_in_words(config: TrainConfig, device: str | torch.device, out: Path | N
     choice = recorded_choice(out) or choose_step(config, device)
     with choice.in_threads():  # those that the steps will have
         return in_words(device, choice.precision)
+
+
+def threads_in_words(*runs: Path) -> list[str]:
+    """A line for each run that goes on with other threads than this process has.
+
+    Args:
+        runs: directories; those without an unfinished run are passed over.
+
+    Raises:
+        UsageError: the configuration of one cannot be read.
+    """
+    lines = []
+    for run in runs:
+        choice = None if (run / "result.json").exists() else recorded_choice(run)
+        note = "" if choice is None else choice.other_threads()
+        if note:
+            lines.append(f"{run}: {note}")
+    return lines

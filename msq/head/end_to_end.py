@@ -164,7 +164,7 @@ def _begin(
 ) -> None:
     if state is not None:
         training.load(dict(state))
-        directory.log(f"resumed at step {training.step} of {training.steps}")
+        directory.log(training.resumed())
     else:
         directory.write_environment(training.backbone.device)
         directory.log(training.opening())

@@ -66,13 +66,19 @@ class _Sources:
         return Source.of(features, str(path.resolve())), features.classes
 
 
-def plan_grid(grid: Grid, stores: Path = Path("stores"), threads: int = 1) -> Plan:
+def plan_grid(
+    grid: Grid,
+    stores: Path = Path("stores"),
+    threads: int = 1,
+    say: Callable[[str], None] | None = None,
+) -> Plan:
     """Every trial of a grid. Stores that are there are read; nothing is extracted or trained.
 
     Args:
         grid: the file, read.
         stores: folder for the stores that extractions make.
         threads: of each process.
+        say: called with a line on class lists that `zero_shot.seen` leaves out.
 
     Raises:
         UsageError: a value that its key cannot have, features that are not there, class splits that
@@ -80,10 +86,11 @@ def plan_grid(grid: Grid, stores: Path = Path("stores"), threads: int = 1) -> Pl
     """
     sources = _Sources(grid, stores)
     trials: list[Trial] = []
+    notes: set[str] = set()  # the same for each setting
     for setting in grid.settings():
         config = _config(grid, setting)
         source, classes = sources.of(setting.values, config.features)
-        for listed, number, split in _splits(grid, setting, classes):
+        for listed, number, split in _splits(grid, setting, classes, notes):
             repeat = {**setting.repeat, **({} if number is None else {"split": number})}
             trials.append(
                 Trial(
@@ -95,6 +102,9 @@ def plan_grid(grid: Grid, stores: Path = Path("stores"), threads: int = 1) -> Pl
                     choice=setting.choice,
                 )
             )
+    if say is not None:
+        for note in sorted(notes):
+            say(note)
     found = {source.key: source for source, _ in sources.found.values()}
     order = {key: k for k, key in enumerate(found)}
     trials.sort(key=lambda trial: order[trial.source])
@@ -134,9 +144,12 @@ def _config(grid: Grid, setting: Setting) -> RunConfig:
 
 
 def _splits(
-    grid: Grid, setting: Setting, classes: tuple[str, ...]
+    grid: Grid, setting: Setting, classes: tuple[str, ...], notes: set[str]
 ) -> list[tuple[dict[str, float], int | None, ClassSplit | None]]:
-    """The class splits of one combination; those of lists with their row, and numbered within."""
+    """The class splits of one combination; those of lists with their row, and numbered within.
+
+    Lists that are left out are added to the notes.
+    """
     if grid.zero_shot is None:
         return [({}, None, None)]
     if "split_dir" in grid.zero_shot:
@@ -144,6 +157,11 @@ def _splits(
         shares = grid.zero_shot.get("seen")
         wanted = shares if shares is None or isinstance(shares, list) else [shares]
         found = numbered_by_share(lists, wanted, grid.source)
+        if len(found) < len(lists):
+            notes.add(
+                f"warning: {grid.source}: {len(lists) - len(found)} of {len(lists)} class lists of "
+                f"{grid.zero_shot['split_dir']} are left out: other shares than zero_shot.seen"
+            )
         return [({"seen": share}, number, split) for share, number, split in found]
     share = setting.values["zero_shot.seen"] / 100
     if grid.zero_shot.get("class_order"):

@@ -65,6 +65,17 @@ class StepChoice:
         """All reasons in one line, for the log."""
         return "; ".join(f"{op}: {reason}" for op, reason in self.reasons.items())
 
+    def missing(self, device: torch.device) -> list[str]:
+        """What the steps were chosen with that a device has not; empty where they can go on.
+
+        Args:
+            device: to go on with.
+        """
+        if self.device != "cuda" or device.type == "cuda":
+            return []
+        needs = ["a CUDA graph (data.step.graph = on)"] if self.graph == "on" else []
+        return needs + [f"Triton kernels (data.step.kernels = {self.kernels})"] * bool(self.kernels)
+
     def require_device(self, device: torch.device) -> None:
         """Refuse to go on where the steps cannot run.
 
@@ -74,10 +85,7 @@ class StepChoice:
         Raises:
             UsageError: they were chosen on a GPU with kernels or a graph, and this is none.
         """
-        if self.device != "cuda" or device.type == "cuda":
-            return
-        needs = ["a CUDA graph (data.step.graph = on)"] if self.graph == "on" else []
-        needs += [f"Triton kernels (data.step.kernels = {self.kernels})"] if self.kernels else []
+        needs = self.missing(device)
         if needs:
             raise UsageError(
                 f"the steps of this run were chosen on a GPU, with {' and '.join(needs)}: expected "
@@ -91,12 +99,7 @@ class StepChoice:
         Args:
             device: to go on with.
         """
-        notes, threads = [], torch.get_num_threads()
-        if self.threads not in (0, threads):
-            notes.append(
-                f"{self.threads} threads, as the run began, in place of the {threads} of this "
-                "process: its bits depend on their number"
-            )
+        notes = [note] if (note := self.other_threads()) else []
         if self.device not in ("", device.type):
             notes.append(
                 f"begun on {self.device}, goes on on {device.type}: its bits will not be those of "
@@ -105,6 +108,17 @@ class StepChoice:
             if self.precision == "bf16" and not bf16_is_native(device):
                 notes.append(f"bf16, as the run began, is emulated on this {device.type}: slow")
         return "; ".join(notes)
+
+    def other_threads(self) -> str:
+        """What the run goes on with in place of the threads of this process; empty for the same."""
+        threads = torch.get_num_threads()
+        if self.threads in (0, threads):
+            return ""
+        return (
+            f"{self.threads} threads, as the run began, in place of the {threads} of this process: "
+            f"its bits depend on their number; with threads = {threads} under [data.step] in its "
+            "config.toml it takes those of this process, and ends in other bits"
+        )
 
     @contextmanager
     def in_threads(self) -> Iterator[None]:

@@ -80,7 +80,8 @@ class RunDirectory:
         if path is None:
             return
         path.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        # Without config.toml there is no run: it goes last, and a kill in between leaves one.
+        for name in sorted(FILES, key=lambda one: one == "config.toml"):
             for part in path.glob(f".{name}.*"):  # half-written by a process that was killed
                 part.unlink()
             if overwrite:

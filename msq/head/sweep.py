@@ -3,7 +3,8 @@
 Killed with -9, a sweep is started again by the same command: finished trials stand as they are, the
 trial in the middle goes on from its last checkpoint with the same bits (as `train_head` does), and
 the rest follows. A trial that fails is recorded with its error and hides no other. An error of the
-device is no trial's failure: it ends the worker, and others take up what it left.
+device is no trial's failure, but for the third at the same trial: it ends the worker, and others
+take up what it left.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from msq.errors import MsqError, UsageError
 from msq.head.device_errors import DeviceFailed, device_failed, is_of_device
 from msq.head.features import Features, configured_features
+from msq.head.sweep_breaks import breaks_path, note_breaks
 from msq.head.sweep_claims import at_work, claim
 from msq.head.sweep_plan import (
     Plan,
@@ -44,10 +46,13 @@ class Loaded:
     Attributes:
         load: gives the features of a trial.
         device: where they live.
+        broke: whether the device broke at the trial before: it may be the device that is at fault
+            for what follows in this process.
     """
 
     load: Load
     device: str
+    broke: bool = False
     key: str = ""
     resident: Resident | None = None
     problem: Exception | None = field(default=None)
@@ -150,14 +155,24 @@ def prepare(
             with claim(folder, trial.id) as mine:
                 outcome = read_outcome(folder, trial.id) if mine else None
                 if outcome is not None and outcome["status"] == "failed":
+                    breaks_path(folder, trial.id).unlink(missing_ok=True)
                     outcome_path(folder, trial.id).unlink()
     return plan
 
 
 def _same(stored: Plan, plan: Plan) -> bool:
-    """Whether two plans ask for the same; engine and threads are the first one's affair."""
-    ours, theirs = stored.to_dict(), plan.to_dict()
-    return all(ours[key] == theirs[key] for key in ("name", "table", "sources", "trials"))
+    """Whether two plans ask for the same; engine and threads are the first one's affair.
+
+    Earlier versions wrote a store as it was typed, so that paths are compared whole.
+    """
+    return _asked(stored) == _asked(plan)
+
+
+def _asked(plan: Plan) -> list[Any]:
+    values = plan.to_dict()
+    for source in values["sources"].values():
+        source["store"] = source["store"] and str(Path(source["store"]).resolve())
+    return [values[key] for key in ("name", "table", "sources", "trials")]
 
 
 def work(
@@ -195,7 +210,8 @@ def do_group(
         False where another process is at it.
 
     Raises:
-        DeviceFailed: nothing can be done on the device; no outcome is written.
+        DeviceFailed: nothing can be done on the device; no outcome is written, but where a device
+            broke at these trials for the third time.
     """
     if all(outcome_path(folder, one).exists() for one in group):
         return True
@@ -207,6 +223,7 @@ def do_group(
             write_outcome(folder, outcome)
             if outcome["status"] == "done":
                 (run_path(folder, outcome["id"]) / "state.pt").unlink(missing_ok=True)
+                breaks_path(folder, outcome["id"]).unlink(missing_ok=True)
             if progress is not None:
                 trial = plan.trial(outcome["id"])
                 done = sum(outcome_path(folder, one.id).exists() for one in plan.trials)
@@ -228,14 +245,25 @@ def _outcomes(
     runs = [run_path(folder, trial.id) for trial in trials]
     try:
         resident = loaded.of(trials[0], plan)
-        outcomes = run_group(trials, resident, runs, engine=plan.engine["name"],
-                             device=loaded.device)  # fmt: skip
     except DeviceFailed:
         raise
     except Exception as error:
         if is_of_device(error):
             raise device_failed(loaded.device, error) from error
         return [failure(trial.id, error) for trial in trials]
+    try:
+        outcomes = run_group(trials, resident, runs, engine=plan.engine["name"],
+                             device=loaded.device)  # fmt: skip
+    except Exception as error:
+        if not is_of_device(error):
+            return [failure(trial.id, error) for trial in trials]
+        failed = error if isinstance(error, DeviceFailed) else device_failed(loaded.device, error)
+        if loaded.broke:
+            raise failed from error
+        loaded.broke = True
+        cause = failed.__cause__ or error
+        raise DeviceFailed(f"{failed}; {note_breaks(folder, trials, cause)}") from error
+    loaded.broke = False
     return outcomes
 
 

@@ -62,14 +62,18 @@ def run_sweep(
     """
     with at_work(folder):
         while summary(folder, plan)["pending"]:
-            if not _unclaimed(folder, plan):
-                pass  # all that is left is in the hands of other commands
-            elif scheduler is not None:
-                run_dask(folder, plan, scheduler, workers, devices, progress)
-            elif workers > 1:
-                run_workers(folder, plan, workers, devices, progress)
-            else:
-                work(folder, plan, device=devices[0], progress=progress)
+            try:
+                if not _unclaimed(folder, plan):
+                    pass  # all that is left is in the hands of other commands
+                elif scheduler is not None:
+                    run_dask(folder, plan, scheduler, workers, devices, progress)
+                elif workers > 1:
+                    run_workers(folder, plan, workers, devices, progress)
+                else:
+                    work(folder, plan, device=devices[0], progress=progress)
+            except DeviceFailed:
+                if summary(folder, plan)["pending"]:
+                    raise
             if summary(folder, plan)["pending"]:
                 time.sleep(WAIT_SECONDS)
     return summary(folder, plan)

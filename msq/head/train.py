@@ -102,7 +102,7 @@ def _trained(
         state = load_state(out / "state.pt") if out is not None and resume else None
         if state is not None:
             training.load(state)
-            directory.log(f"resumed at step {training.step} of {training.steps}")
+            directory.log(training.resumed())
         else:
             directory.write_environment(device)
             directory.log(training.opening())

@@ -84,6 +84,7 @@ class Training:
         self.saved: int | None = None  # step of the last checkpoint
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
+        self.lost = ""  # of a state that was loaded
 
     def _head(self) -> MSQNet:
         """The head at its start."""
@@ -261,6 +262,12 @@ class Training:
         elif self.average is not None:
             self.average.swap()
 
+    def _ranking(self) -> str:
+        """What epochs are compared by: their scores on another scale say nothing."""
+        if self.config.train.select_by == "official":
+            return "official"
+        return "logits" if self.features.task == "multilabel" else "log-softmax"
+
     def state(self) -> dict[str, Any]:
         """Everything that going on exactly here needs; plain values and tensors."""
         on_cuda = self.loss_sum.is_cuda
@@ -271,6 +278,7 @@ class Training:
             "optimiser": self.taking.optimiser_state(),
             "average": None if self.average is None else self.average.average,
             "best": self.best,
+            "best_by": self._ranking(),
             "history": self.history,
             "loss_sum": self.loss_sum,
             "seconds": self.seconds,
@@ -293,6 +301,14 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
         self.saved = self.step
         self.history, self.best = state["history"], state["best"]
+        # States of before 2026-11-21 do not say it: their `map` ranked by logits in both tasks.
+        before = state.get("best_by", "official" if self._ranking() == "official" else "logits")
+        if self.best is not None and before != self._ranking():
+            self.lost = (
+                f"its best epoch, {self.best['epoch']}, was found by ranking clips by {before}; "
+                f"from here on it is {self._ranking()}, and that epoch counts no more"
+            )
+            self.best = None
         self.model.load_state_dict(state["model"])
         self.taking.load_optimiser(state["optimiser"])
         if self.graph is not None:
@@ -303,6 +319,11 @@ class Training:
         torch.set_rng_state(state["random_cpu"])
         if self.loss_sum.is_cuda and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.loss_sum.device)
+
+    def resumed(self) -> str:
+        """A line on where a run goes on, and what of its checkpoint is of no use."""
+        line = f"resumed at step {self.step} of {self.steps}"
+        return f"{line}; {self.lost}" if self.lost else line
 
     def opening(self) -> str:
         """A line on what is about to happen."""

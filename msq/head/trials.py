@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import MsqError
@@ -23,7 +25,7 @@ from msq.head.actors import ActorSplit, actor_features, evaluate_actors
 from msq.head.class_splits import ClassSplit, Leak, clip_labels, coinciding_classes, leaks
 from msq.head.device_errors import device_failed, is_of_device
 from msq.head.features import Features
-from msq.head.run import RunResult, clip_counts
+from msq.head.run import RunResult, clip_counts, recorded_choice
 from msq.head.split_scores import clip_baseline, evaluate_split, seen_features
 from msq.head.train import train_head
 
@@ -152,16 +154,28 @@ Engine = Callable[[Sequence[Job], str, EpochProgress | None], list[RunResult | E
 def train_sequentially(
     jobs: Sequence[Job], device: str, progress: EpochProgress | None = None
 ) -> list[RunResult | Exception]:
-    """The engine that is always there: one head after another, each resumed to the bit."""
+    """The engine that is always there: one head after another, each resumed to the bit.
+
+    One that was begun on a GPU, with steps that this device cannot take, is trained anew.
+    """
     results: list[RunResult | Exception] = []
     for job in jobs:
         try:
             results.append(
-                train_head(job.features, job.config, job.run, progress=progress, device=device)
-            )
+                train_head(job.features, job.config, job.run, progress=progress, device=device,
+                           overwrite=_is_stranded(job.run, device))
+            )  # fmt: skip
         except Exception as error:
             results.append(error)
     return results
+
+
+def _is_stranded(run: Path | None, device: str) -> bool:
+    """Whether a half-done run cannot go on here; its folder is the trial's own."""
+    if run is None or (run / "result.json").exists():
+        return False
+    choice = recorded_choice(run)
+    return choice is not None and bool(choice.missing(torch.device(device)))
 
 
 def train_at_once(

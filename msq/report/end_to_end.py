@@ -70,6 +70,8 @@ def train(
             words = step_in_words(config.run.train, ranks.device, recorded)
             several = f", {ranks.world} processes" if ranks.world > 1 else ""
             terminal.say(f"training on {words}{several}")
+            if not overwrite:
+                stage_two.say_threads(out)
         with _Line("encoding with the frozen towers", quiet) as line:
             material = load_material(
                 request, config, out, line.extracting, overwrite=overwrite, ranks=ranks

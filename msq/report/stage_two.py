@@ -55,6 +55,8 @@ def train(
     if config.features.partition == ALL:
         opened = open_store(store)
         names = partition_names(opened)
+        if not (quiet or overwrite):
+            say_threads(*(out / name for name in names))
         with terminal.progress("training", quiet=quiet) as update:
 
             def report(event: Mapping[str, Any]) -> None:
@@ -65,6 +67,8 @@ def train(
             return train_partitions(
                 opened, config, out, progress=report, overwrite=overwrite, device=place
             )
+    if not (quiet or overwrite):
+        say_threads(out)
     features = configured_features(open_store(store), config.features)
     if not quiet:
         terminal.say(f"{store}: {features.coverage()}")
@@ -78,6 +82,14 @@ def train(
             device=place,
         )
     return result.result
+
+
+def say_threads(*runs: Path) -> None:
+    """A line for each run that goes on with other threads than this process has, on stderr."""
+    from msq.head.device import threads_in_words
+
+    for line in threads_in_words(*runs):
+        terminal.say(f"note: {line}")
 
 
 def epoch_note(event: Mapping[str, Any]) -> str:
