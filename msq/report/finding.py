@@ -34,7 +34,7 @@ def importable(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     try:
         importlib.import_module(name)
-    except Exception:  # it has been told of
+    except Exception:  # a broken installation breaks in any way; `look_at_torch` says how
         return False
     return True
 
