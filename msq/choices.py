@@ -127,6 +127,7 @@ class Policy(StrEnum):
 
     skip = "skip"
     error = "error"
+    keep = "keep"
 
 
 class EncoderKind(StrEnum):
@@ -151,6 +152,13 @@ class GlobalToken(StrEnum):
     none = "none"
 
 
+class QueryWeights(StrEnum):
+    """How the queries of a clip become one vector."""
+
+    mean = "mean"
+    scores = "scores"
+
+
 class TableFormat(StrEnum):
     """How results are written: as a table, or as a page with curves and bars."""
 
@@ -159,3 +167,10 @@ class TableFormat(StrEnum):
     latex = "latex"
     csv = "csv"
     html = "html"
+
+
+class RowFormat(StrEnum):
+    """Rows of predictions."""
+
+    csv = "csv"
+    jsonl = "jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from msq.choices import (
     Loss,
     Queries,
 )
+from msq.cli_attention import add_attention_command
 from msq.cli_bench import bench_app
 from msq.cli_encoders import encoders_app
 from msq.cli_extract import add_extract_command
@@ -26,10 +28,13 @@ from msq.cli_options import (
     Options,
     Overrides,
     Quiet,
+    TensorBoard,
 )
+from msq.cli_predict import add_predict_command
 from msq.cli_store_copy import store_app  # and with it those of cli_store
 from msq.cli_sweeps import add_sweep_commands
 from msq.cli_train import add_train_command
+from msq.cli_tsne import add_tsne_command
 from msq.errors import MsqError, PeerError, UsageError
 
 app = typer.Typer(
@@ -125,6 +130,7 @@ def train_head(
     ] = None,
     config: Config = None,
     device: Device = "auto",
+    tensorboard: TensorBoard = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run left in RUN.")
     ] = False,
@@ -145,6 +151,7 @@ def train_head(
             "train.epochs": epochs,
             "train.seed": seed,
             "train.val": val,
+            "train.tensorboard": "true" if tensorboard else None,
             "features.partition": partition,
         },
     )
@@ -224,59 +231,10 @@ def evaluate(
     stage_two.show(result, json=json)
 
 
-@app.command(epilog='Example: msq predict new.mp4 --run runs/a --labels "bird flying,dog eating"')
-def predict(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO…", help="Files or folders.")],
-    run: Annotated[Path, typer.Option(help="Run directory of a trained head.")],
-    labels: Annotated[
-        str | None, typer.Option(help="Other words than the run's classes, comma-separated.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(help="Only the best N labels.", min=1)] = None,
-    every: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Score windows too: one begins so often."),
-    ] = None,
-    window: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Length of a window; as --every.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames per second of folders of pictures (--every).")
-    ] = None,
-    video_encoder: Annotated[
-        str | None, typer.Option(help="Where the video encoder's weights are now, if moved.")
-    ] = None,
-    image_encoder: Annotated[
-        str | None, typer.Option(help="Where CLIP's weights are now, if moved.")
-    ] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="Where the text encoder's weights are now, if moved.")
-    ] = None,
-    device: Device = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Say what is done in new videos, with the run's classes or any other words."""
-    from msq.report import stage_two
-
-    words = None if labels is None else [x.strip() for x in labels.split(",") if x.strip()]
-    weights = {"video": video_encoder, "image": image_encoder, "text": text_encoder}
-    result = stage_two.predict(
-        run,
-        videos,
-        words,
-        weights=weights,
-        top=top,
-        device=device,
-        every=every,
-        window=window,
-        fps=fps,
-        quiet=quiet,
-    )
-    stage_two.show_predictions(result, json=json)
-    raise typer.Exit(stage_two.prediction_exit_code(result))
-
-
+add_predict_command(app)
+add_attention_command(app)
 add_sweep_commands(app)
+add_tsne_command(app)
 
 
 @app.command(epilog="Example: msq doctor")
@@ -308,6 +266,10 @@ def check_dataset(
     datasets.show_survey(name, root, option or (), json=json)
 
 
+# Of a file that is open already the system's message names none.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """The entry point: run a command; errors made for people print without a traceback.
 
@@ -324,9 +286,10 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.stderr.write(f"msq: {error}\n")
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, a folder that may not be written
-        if error.filename is None or error.strerror is None:
+        if error.strerror is None or (error.filename is None and error.errno not in _NO_SPACE):
             raise
-        sys.stderr.write(f"msq: {error.filename}: {error.strerror}; what was finished is kept\n")
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"msq: {where}{error.strerror}; what was finished is kept\n")
         sys.exit(1)
     except SystemExit as end:  # typer makes this of a KeyboardInterrupt
         if end.code == 130:

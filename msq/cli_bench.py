@@ -19,6 +19,9 @@ def bench_head(
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile too; takes minutes on a CPU.")
     ] = False,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="bf16 also where the processor only emulates it.")
+    ] = False,
     device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
@@ -32,6 +35,7 @@ def bench_head(
         rounds=rounds,
         device=device,
         compile=compile,
+        emulated=emulated,
         only=case,
         quiet=quiet,
     )

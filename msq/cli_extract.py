@@ -124,6 +124,12 @@ def extract(
         str | None,
         typer.Option(help="CLIPSxCROPS, e.g. 10x3: views for msq eval --ensemble; crops 1 or 3."),
     ] = None,
+    image_frames: Annotated[
+        bool,
+        typer.Option(
+            "--image-frames", help="Store image features of each frame beside their mean."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how big it gets; no more.")
     ] = False,
@@ -176,6 +182,7 @@ def extract(
         devices=devices,
         scheduler=scheduler,
         join=join,
+        image_frames=image_frames,
     )
     if dry_run:
         stage_one.show_dry_run(request, json=json)

@@ -12,6 +12,17 @@ from msq.choices import Policy, Task
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Never falls back.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help='Other words than the run\'s: a,b,c; one with a comma as "a, b".'),
+]
+VideoMoved = Annotated[
+    str | None, typer.Option(help="Where the video encoder's weights are now, if moved.")
+]
+ImageMoved = Annotated[str | None, typer.Option(help="Where CLIP's weights are now, if moved.")]
+TextMoved = Annotated[
+    str | None, typer.Option(help="Where the text encoder's weights are now, if moved.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Configuration overrides.")
 ]
@@ -26,10 +37,15 @@ DatasetTask = Annotated[
 DatasetPolicy = Annotated[
     Policy | None,
     typer.Option(
-        help="Lines and items that cannot be used; the dataset's own, skip for a manifest."
+        help="Lines and items that cannot be used; the dataset's own, skip for a manifest. keep "
+        "joins, renames or mends what it can, and lists each."
     ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write TensorBoard's event file too (needs tensorboard)."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it all runs.")]
 Rounds = Annotated[
     int | None, typer.Option(help="How often each side runs; the case's own.", min=1)

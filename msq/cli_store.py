@@ -38,6 +38,7 @@ def verify(
     option: Options = None,
     classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
     task: DatasetTask = None,
+    policy: DatasetPolicy = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="The --batch of the extraction.", min=1)] = 8,
     weights: Annotated[
@@ -62,6 +63,7 @@ def verify(
             options=parse_options(option or ()),
             classes=classes,
             task=None if task is None else task.value,
+            policy=None if policy is None else policy.value,
             limit=limit,
             batch=batch,
             device=device,

@@ -87,10 +87,15 @@ def export(
         str | None, typer.Option(help="Whose features; not needed for zip, or for one encoder.")
     ] = None,
     view: Annotated[int, typer.Option(help="Number of the view.", min=0)] = 0,
+    image_frames: Annotated[
+        bool,
+        typer.Option("--image-frames", help="Image features of each frame, not their mean."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write features for other programs, or the whole store as one zip file."""
     from msq.extract.store_export import export_store
     from msq.report import store_life
 
-    store_life.show_export(export_store(store, out, encoder=encoder, view=view), json=json)
+    result = export_store(store, out, encoder=encoder, view=view, image_frames=image_frames)
+    store_life.show_export(result, json=json)

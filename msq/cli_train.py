@@ -17,6 +17,7 @@ from msq.cli_options import (
     Options,
     Overrides,
     Quiet,
+    TensorBoard,
 )
 
 
@@ -91,6 +92,7 @@ def train(
     workers: Annotated[
         int | None, typer.Option(help="Decode processes; 0 decodes in this one.", min=0)
     ] = None,
+    tensorboard: TensorBoard = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run left in RUN.")
     ] = False,
@@ -114,6 +116,7 @@ def train(
             "train.epochs": epochs,
             "train.seed": seed,
             "train.val": val,
+            "train.tensorboard": "true" if tensorboard else None,
             "features.partition": partition,
         },
         init_head,

@@ -37,9 +37,9 @@ from msq.protocol import AMOUNTS, FIXED, Protocol, preset
 
 __all__ = [
     "PASSED_OVER", "Classifier", "FeatureConfig", "HeadConfig", "OptimConfig", "Queries",
-    "RunConfig", "TrainConfig", "checked_section", "difference", "fingerprint", "from_dict",
-    "identity", "load", "nearest", "official_config", "override", "protocol_changes", "to_dict",
-    "to_toml", "toml_value",
+    "RunConfig", "TrainConfig", "checked_section", "deciding", "difference", "fingerprint",
+    "from_dict", "identity", "load", "nearest", "official_config", "override",
+    "protocol_changes", "to_dict", "to_toml", "toml_value",
 ]  # fmt: skip
 
 # Tables in the file of a run that are no part of a RunConfig: what it was trained on, and the
@@ -48,6 +48,8 @@ PASSED_OVER = ("data", "start", "backbone", "clips", "ranks")
 
 # Fields younger than the first sweeps, by section: their defaults do what was done before.
 LATER = {"train": ("gamma_neg", "gamma_pos", "clip_margin", "focal_gamma", "focal_alpha")}
+# Fields that decide nothing of what a run gives, by section: with another value it is the same run.
+ASIDE = {"train": ("tensorboard",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +248,16 @@ def to_toml(
     return tomli_w.dumps(tables)
 
 
+def deciding(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """As `to_dict`, without the fields of `ASIDE`."""
+    return {
+        section: {key: x for key, x in values.items() if key not in ASIDE.get(section, ())}
+        for section, values in to_dict(config).items()
+    }
+
+
 def identity(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """What stands for a configuration in a hash: every field, but a `LATER` one at its default.
+    """What stands for a configuration in a hash: what decides, but a `LATER` one at its default.
 
     So a sweep that was begun before a field existed finds its trials again.
     """
@@ -258,7 +268,7 @@ def identity(config: RunConfig) -> dict[str, dict[str, Any]]:
             for key, value in values.items()
             if key not in LATER.get(section, ()) or value != default[section][key]
         }
-        for section, values in to_dict(config).items()
+        for section, values in deciding(config).items()
     }
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from msq.errors import UsageError
 from msq.protocol import Protocol
 
+SEEDS = 2**43  # a generator takes 64 bits, and each epoch has a seed of its own
 Queries = Literal["vanilla", "text", "multimodal"]
 Classifier = Literal["per-class", "shared", "text"]
 
@@ -88,8 +89,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no optimiser can have."""
-        for key in ("lr", "weight_decay", "warmup", "clip_grad"):
-            _at_least(f"optim.{key}", getattr(self, key), 0)
+        for key in ("lr", "weight_decay", "warmup"):
+            _finite(f"optim.{key}", getattr(self, key))
+        _at_least("optim.clip_grad", self.clip_grad, 0)
         _at_least("optim.restart_epochs", self.restart_epochs, 1)
         _share("optim.beta2", self.beta2)
 
@@ -130,6 +132,8 @@ class TrainConfig:
             or `auto`: Triton where a recorded measurement on this kind of GPU says it is faster.
         graph: whether the whole step is one CUDA graph: `on` (refused without a CUDA device),
             `off`, or `auto`: off until it has been measured. Its dropout masks are others.
+        tensorboard: also write the epochs and the scores as TensorBoard's event files; decides
+            nothing else, and needs the package `tensorboard`.
     """
 
     protocol: Protocol = "paper"
@@ -152,6 +156,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     kernels: Literal["auto", "triton", "reference"] = "auto"
     graph: Literal["auto", "on", "off"] = "auto"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no loop can have."""
@@ -159,6 +164,10 @@ class TrainConfig:
         _at_least("train.epoch_clips", self.epoch_clips, 0)
         _at_least("train.batch", self.batch, 1)
         _at_least("train.patience", self.patience, 0)
+        if abs(self.seed) > SEEDS:
+            raise UsageError(
+                f"train.seed: expected a whole number from {-SEEDS} to {SEEDS}, found {self.seed}"
+            )
         _share("train.val", self.val)
         _share("train.ema", self.ema)
         for key in ("gamma_neg", "gamma_pos", "focal_gamma"):

@@ -33,6 +33,7 @@ LONGEST = {
     "test_kernel_compile.py",
     "test_cluster_kill.py",
     "test_fuzz_video.py",
+    "test_examples.py",
 }
 
 

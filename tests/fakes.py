@@ -7,8 +7,10 @@ no package.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -141,3 +143,23 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class Killed(BaseException):
+    """The process ends here; nothing may handle it."""
+
+
+def dying_at(call: int, write: Callable[..., int]) -> Callable[..., int]:
+    """`write`, except that the process dies in its n-th call, with half a file on the disk."""
+    count = 0
+
+    def wrapped(path: Path, pieces: Any) -> int:
+        nonlocal count
+        count += 1
+        if count == call:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f".{path.name}.4711.tmp").write_bytes(b"half")
+            raise Killed
+        return write(path, pieces)
+
+    return wrapped

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msq.bench.hugging_face_side import HuggingFace
 from msq.bench.random_encoders import timesformer_flops, video_encoder
 from msq.config import HeadConfig, OptimConfig, RunConfig, TrainConfig
-from msq.errors import MsqError, UsageError
+from msq.errors import MsqError, UsageError, is_out_of_memory
 from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
 from msq.extract.encoders.timesformer_names import rename
 from msq.head import backbone_cost, memory
@@ -24,7 +24,6 @@ from msq.head.backbone import Backbone, learning_names
 from msq.head.backbone_cost import BackboneShape, forward_flops, learning, parameters
 from msq.head.backbone_memory import (
     EndToEndShape,
-    is_out_of_memory,
     memory_error,
     report_lines,
     require_room,

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from msq.errors import StoreError, UsageError
+from msq.errors import DatasetError, StoreError, UsageError
 from msq.extract import cluster
 from msq.extract.cluster import Place, parse_devices, place
 from msq.extract.decode_pool import DecodeTask, decode_in_order
@@ -29,6 +29,8 @@ from msq.extract.shard_claims import Member, join_store
 from msq.extract.shard_queue import Job, ShardQueue
 from msq.extract.store_writer import StoreWriter
 from msq.extract.views import CLEAN
+from msq.head.device import in_words
+from msq.report.stage_one import place as first_words
 
 HERE = Path(__file__).parent
 fakes = SimpleNamespace(**runpy.run_path(str(HERE / "fakes.py")))
@@ -301,6 +303,60 @@ def test_a_request_survives_the_way_to_another_process(
     assert there.image_encoder == "ViT-B-16/openai"
     assert tuple(there.prompts) == ("a {}", str(tmp_path / "prompts.txt"), "clip")
     assert read_request(write_request(there)) == there
+
+
+def test_a_class_file_below_the_root_is_the_same_for_workers_in_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--classes` is looked for in the working folder, then below the dataset's root."""
+    root, elsewhere = tmp_path / "lists", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    root.mkdir()
+    (root / "train.csv").write_text("a.mp4 1\n")
+    (root / "order.txt").write_text("eat\nrun\n")
+    (root / "m.csv").write_text("path,labels,split\na.mp4,run,train\n")
+    monkeypatch.chdir(tmp_path)
+    named = {"dataset": "kinetics", "root": Path("lists"), "classes": Path("order.txt")}
+    listed = {**named, "dataset": "manifest", "root": Path("lists/m.csv")}
+    for given in (named, listed):
+        request = ExtractRequest(**given)
+        expected = request.read_dataset()
+        assert expected.classes == ("eat", "run")
+        text = write_request(anchored(request))
+        # A file of that name where a worker runs is not the one that was meant.
+        (elsewhere / "order.txt").write_text("run\neat\n")
+        monkeypatch.chdir(elsewhere)
+        assert read_request(text).classes == root / "order.txt"
+        assert read_request(text).read_dataset().clip_list_hash() == expected.clip_list_hash()
+        assert read_request(text).read_dataset().classes == expected.classes
+        monkeypatch.chdir(tmp_path)
+    (tmp_path / "order.txt").write_text("run\neat\n")  # the working folder goes first
+    assert anchored(ExtractRequest(**named)).classes == tmp_path / "order.txt"
+    assert ExtractRequest(**named).read_dataset().classes == ("run", "eat")
+    lost = ExtractRequest(**{**named, "classes": Path("none.txt")})
+    with pytest.raises(DatasetError, match=r"lists/none\.txt: expected a text file"):
+        lost.read_dataset()
+    with pytest.raises(DatasetError, match=r"lists/none\.txt: expected a text file"):
+        read_request(write_request(anchored(lost))).read_dataset()
+
+
+def test_the_first_line_under_a_launcher_speaks_for_all_and_says_which_device_is_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = in_words("cpu", "fp32")
+    assert first_words(ExtractRequest(manifest=Path("x.csv"), device="cpu")) == here
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    request = ExtractRequest(manifest=Path("x.csv"), device="cpu")
+    assert first_words(request) == f"4 processes, each on cpu; rank 0: {here}"
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("msq.head.device.in_words", lambda device, _: chosen.append(device) or "X")
+    words = first_words(ExtractRequest(manifest=Path("x.csv")))
+    assert words == "4 processes, each on the device of its local rank; rank 0: X"
+    assert chosen == ["cuda:1"]  # that of the first process, wherever its launcher put it
 
 
 def test_options_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 from msq import config
 from msq.config import HeadConfig, RunConfig
 from msq.errors import UsageError
+from msq.report import end_to_end, stage_two
 
 
 def test_a_configuration_comes_back_from_toml_as_it_was(tmp_path: Path) -> None:
@@ -58,11 +59,45 @@ def test_a_younger_field_at_its_default_changes_no_fingerprint() -> None:
         ("train.epochs=0", "train.epochs: expected at least 1"),
         ("optim.lr=nan", "optim.lr: expected at least 0"),
         ("head.layers=none", "expected a whole number"),
+        ("train.seed=99999999999999999999", "train.seed: expected a whole number from -8796"),
+        ("train.seed=9223372036854775807", "found 9223372036854775807"),
+        ("train.seed=-8796093022209", "train.seed: expected a whole number from -8796"),
+        ("optim.lr=inf", "optim.lr: expected a finite number, found inf"),
+        ("optim.weight_decay=inf", "optim.weight_decay: expected a finite number"),
+        ("optim.warmup=inf", "optim.warmup: expected a finite number"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_was_expected(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
         config.override(RunConfig(), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("head.queries=multimodal", "head.queries: expected one value, found 'multimodal' and"),
+        ("head.queries=txt", "head.queries: expected one value, found 'txt' and 'vanilla'"),
+        ("train.seed = 4", "train.seed: expected one value, found '4' and '3'"),
+        ("optim.lr=fast optim.lr=1", "optim.lr: expected one value, found 'fast' and '1'"),
+    ],
+)
+def test_a_key_with_two_values_is_refused(override: str, message: str) -> None:
+    options = {"head.queries": "vanilla", "train.seed": 3, "train.epochs": None}
+    words = [override] if " = " in override else override.split()
+    for settings in (
+        lambda: stage_two.settings(None, words, options),
+        lambda: end_to_end.settings(None, words, options),
+    ):
+        with pytest.raises(UsageError, match=message):
+            settings()
+
+
+def test_a_key_given_twice_with_one_value_is_taken_beside_the_others() -> None:
+    options = {"head.queries": "vanilla", "train.epochs": 5, "train.tensorboard": None}
+    made = stage_two.settings(None, ["train.epochs=5", "optim.lr=1e-3", "optim.lr=0.001"], options)
+    assert (made.head.queries, made.train.epochs, made.optim.lr) == ("vanilla", 5, 1e-3)
+    with pytest.raises(UsageError, match=r"expected section\.key=value"):
+        stage_two.settings(None, ["head.queries"], {})
 
 
 def test_a_broken_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from PIL import Image
 
 import msq
 from msq.errors import UsageError, VideoError
+from msq.extract import decode_task
 from msq.extract.datasets import Clip, Dataset
 from msq.extract.encode import encode_clip, encode_cuts
 from msq.extract.encoders import load_clip, load_video_encoder
@@ -108,6 +111,80 @@ def test_cuts_of_one_pass_are_the_parts_encoded_alone(made: Made) -> None:
             assert one.tolist() == other.tolist()
     assert isinstance(found[9], VideoError)
     assert "at least one frame in the cut 99 s to 100 s" in str(found[9])
+
+
+def test_cuts_of_one_pass_have_the_bits_of_the_parts_alone(made: Made) -> None:
+    """In batches of one, as `encode_clip` has it: frames, times and features."""
+    path = made.clips[0].path
+    cuts = [Cut(k / 10, k / 10 + 0.5) for k in range(15)]
+    found = dict(encode_cuts(survey(path), cuts, [made.video, made.image], batch=1))
+    for place, cut in enumerate(cuts):
+        alone = encode_clip(path, [made.video, made.image], cut.start, cut.end)
+        for one, other in zip(found[place].features, alone.features, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_cuts_are_decoded_beside_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mp4"
+    _media["encode"](path, 100)
+    resized: list[int] = []
+    pixels = decode_task.Picture.pixels
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        resized.append(threading.get_ident())
+        return pixels(self, *arguments)
+
+    monkeypatch.setattr(decode_task.Picture, "pixels", counted)
+    calls: list[int] = []
+
+    class Slow(fakes.FakeEncoder):
+        def __call__(self, video: torch.Tensor) -> torch.Tensor:
+            calls.append(threading.get_ident())
+            ahead = min(8 * (len(calls) + 1), 64)
+            end = time.monotonic() + 10  # while a batch is encoded, the next one is decoded
+            while len(resized) < ahead and time.monotonic() < end:
+                time.sleep(0.005)
+            assert ahead <= len(resized) <= ahead + 16  # and no more than the next two
+            return super().__call__(video)
+
+    cuts = [Cut(k / 4, k / 4 + 0.25) for k in range(16)]
+    assert len(dict(encode_cuts(survey(path), cuts, [Slow()], batch=2))) == 16
+    assert len(calls) == 8
+    assert set(resized).isdisjoint(calls)  # in a thread of its own
+    assert set(calls) == {threading.get_ident()}
+
+
+def test_an_error_says_at_which_cut_it_was_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mp4"
+    _media["encode"](path, 50)
+    cuts = [Cut(k / 4, k / 4 + 0.25) for k in range(7)]
+
+    class Broken(fakes.FakeEncoder):
+        def __call__(self, video: torch.Tensor) -> torch.Tensor:
+            if len(self.calls) == 1:
+                raise ValueError("no such kernel")
+            return super().__call__(video)
+
+    with pytest.raises(ValueError, match="no such kernel") as caught:
+        list(encode_cuts(survey(path), cuts, [Broken()], batch=2))
+    assert caught.value.__notes__ == [f"{path}: while encoding 0.5 s to 0.75 s, 0.75 s to 1 s"]
+    pixels, calls = decode_task.Picture.pixels, []
+
+    def broken(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 12:  # of four frames each
+            raise ValueError("no such resizing")
+        return pixels(self, *arguments)
+
+    monkeypatch.setattr(decode_task.Picture, "pixels", broken)
+    with pytest.raises(ValueError, match="no such resizing") as caught:
+        list(encode_cuts(survey(path), cuts, [fakes.FakeEncoder()], batch=2))
+    assert caught.value.__notes__ == [f"{path}: 0.5 s to 0.75 s was not done yet"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
 
 
 def test_too_little_memory_for_a_batch_halves_it(

@@ -12,13 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from msq.config import HeadConfig
 from msq.errors import MsqError, UsageError
 from msq.extract.extract_result import ExtractResult
 from msq.extract.request import ExtractRequest
 from msq.head.grid import plan_grid, run_grid
 from msq.head.grid_file import parse_grid, preset_names, preset_text, read_grid
 from msq.head.grid_stores import build_request, extraction_source, text_names
+from msq.head.model import MSQNet
 from msq.head.sweep import outcomes_of, summary
 from msq.head.sweep_plan import read_plan
 from msq.head.sweep_results import baselines, lines
@@ -109,6 +112,9 @@ def test_an_override_takes_the_place_of_an_axis(store: Path) -> None:
         ("name = 5", "name: expected a text, found 5"),
         ('metrics = "map"', "metrics: expected a list of names, found 'map'"),
         ('list = ["a"]', "expected tables"),
+        ('list = [{name = "a"}, "b"]', "expected tables"),
+        ('[[list]]\nname = "one"\n"optim.lr" = 1e-3\n[[list]]\nname = "one"\n"optim.lr" = 1e-1',
+         r"list: expected a name of its own for each entry, found 2 of the name 'one'"),
         ('[zero_shot]\nseen = ["a"]', "expected shares in percent, found 'a'"),
         ('[zero_shot]\nsplits = "x"', "zero_shot.splits: expected a number, found 'x'"),
         ("[paper]\nrows = [{seen = 50}]", "paper.rows: expected tables with a value"),
@@ -137,6 +143,26 @@ def test_values_are_checked_before_anything_is_trained(store: Path) -> None:
         read_grid("table3-charade")
 
 
+def test_validation_clips_of_a_store_or_a_manifest_choose(tmp_path: Path) -> None:
+    text = '[train]\nval = 0\n[choose]\n"optim.lr" = [1e-3, 1e-2]\n'
+    names = {True: "with.zarr", False: "without.zarr"}
+    for val, name in names.items():
+        stores.make_store(tmp_path / name, clips=12, val=val)
+        lines_of = [f"{k}.mp4,x,{'val' if val and k == 1 else 'train'}" for k in range(3)]
+        manifest = tmp_path / f"{val}.csv"
+        manifest.write_text("\n".join(["path,labels,split", *lines_of]) + "\n")
+        for k in range(3):
+            (tmp_path / f"{k}.mp4").touch()
+    grids = {val: (parse_grid(text, "g.toml", [f"store={tmp_path / name}"]),
+                   parse_grid(text, "g.toml", [f"extract.manifest={tmp_path / f'{val}.csv'}"]))
+             for val, name in names.items()}  # fmt: skip
+    for grid in grids[True]:
+        assert len(plan_grid(grid, tmp_path / "stores").trials) == 2
+    for grid in grids[False]:
+        with pytest.raises(UsageError, match=r"found train.val = 0 and no clip of the split val"):
+            plan_grid(grid, tmp_path / "stores")
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_opens_with_its_command_and_cost_and_expands(name: str) -> None:
     text = preset_text(name)
@@ -153,6 +179,21 @@ def test_every_preset_opens_with_its_command_and_cost_and_expands(name: str) -> 
         made = {k.partition(".")[2]: v for k, v in setting.values.items() if k[:8] == "extract."}
         if made:
             assert isinstance(build_request(made), ExtractRequest)
+
+
+def test_the_heads_of_table_6_differ_in_nothing_but_the_text_encoder() -> None:
+    for name in ("table6-animal-kingdom", "table6-charades"):
+        found = read_grid(name).settings()
+        assert [set(one.row) for one in found] == [{"extract.text_encoder"}] * 2
+        for one, text in zip(found, (768, 512), strict=True):  # BERT's, CLIP's
+            table = {k.partition(".")[2]: v for k, v in one.values.items() if k[:5] == "head."}
+            head = MSQNet(HeadConfig(**table, layers=1), classes=3, token_width=768,
+                          text=torch.zeros(3, text))  # fmt: skip
+            assert head.width == 512, (name, text)
+    section = PAPER.read_text(encoding="utf-8").partition("## Table 6")[2]
+    commands = [line for line in section.splitlines() if line.startswith("msq train-head")]
+    assert len(commands) == 4
+    assert all("head.width=512" in line for line in commands)
 
 
 def test_presets_cover_tables_1_to_6_and_hold_the_papers_numbers() -> None:

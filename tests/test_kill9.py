@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +23,6 @@ HERE = Path(__file__).parent
 fakes = SimpleNamespace(**runpy.run_path(str(HERE / "fakes.py")))
 encoders = SimpleNamespace(**runpy.run_path(str(HERE / "encoder_fixtures.py")))
 KILLS = 10
-
-
-class Killed(BaseException):
-    """The process ends here; nothing may handle it."""
 
 
 def run(data: Any, out: Path, **options: Any) -> None:
@@ -45,22 +40,6 @@ def run(data: Any, out: Path, **options: Any) -> None:
     )
 
 
-def dying_at(call: int, write: Callable[..., int]) -> Callable[..., int]:
-    """`write`, except that the process dies in its n-th call, with half a file on the disk."""
-    count = 0
-
-    def wrapped(path: Path, pieces: Any) -> int:
-        nonlocal count
-        count += 1
-        if count == call:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f".{path.name}.4711.tmp").write_bytes(b"half")
-            raise Killed
-        return write(path, pieces)
-
-    return wrapped
-
-
 def test_death_before_any_single_write_and_a_resume_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,10 +51,10 @@ def test_death_before_any_single_write_and_a_resume_give_the_same_bytes(
     while died:
         call, died = call + 1, False
         out = tmp_path / f"{call}.zarr"
-        monkeypatch.setattr(store_writer, "write_file", dying_at(call, write))
+        monkeypatch.setattr(store_writer, "write_file", fakes.dying_at(call, write))
         try:
             run(data, out)
-        except Killed:
+        except fakes.Killed:
             died = True
         monkeypatch.setattr(store_writer, "write_file", write)
         run(data, out)
@@ -98,10 +77,10 @@ def test_death_within_a_retry_leaves_a_store_that_is_old_or_new(
         call, died = call + 1, False
         out = tmp_path / f"{call}.zarr"
         shutil.copytree(tmp_path / "old.zarr", out)
-        monkeypatch.setattr(store_writer, "write_file", dying_at(call, write))
+        monkeypatch.setattr(store_writer, "write_file", fakes.dying_at(call, write))
         try:
             run(data, out, retry_failed=True)
-        except Killed:
+        except fakes.Killed:
             died = True
         monkeypatch.setattr(store_writer, "write_file", write)
         run(data, out)

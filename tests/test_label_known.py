@@ -308,8 +308,9 @@ def test_from_a_manifest_to_a_result(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["metrics"]["pairs_unknown"] == 1
     with np.load(out / "predictions.npz") as held:
-        logits, labels = torch.from_numpy(held["logits"]), torch.from_numpy(held["labels"])
+        logits, labels, kept = (torch.from_numpy(held[k]) for k in ("logits", "labels", "known"))
     known = open_store(store).label_known([8, 9, 10, 11])
+    assert kept.tolist() == torch.as_tensor(known).tolist()
     assert metrics.all_metrics(logits, labels, "multilabel", known=known) == result["metrics"]
     assert run("eval", out, store) == 0
     assert "1 pairs of clip and class unknown" in " ".join(capsys.readouterr().err.split())

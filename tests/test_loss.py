@@ -16,6 +16,7 @@ from torch import Tensor
 from msq import config as configuration
 from msq.config import RunConfig, TrainConfig
 from msq.errors import UsageError
+from msq.head.batches import Batches
 from msq.head.build import build_head
 from msq.head.end_to_end_feed import PartFeed
 from msq.head.loss import class_losses, head_loss
@@ -154,7 +155,8 @@ def test_parts_of_a_batch_weigh_as_many_labels_as_they_know(kind: str) -> None:
     """`msq train` cuts a batch: the weighted parts add up to the loss of the whole."""
     x, labels, known = example()
     features = SimpleNamespace(known=known, labels=labels, image=None)
-    feed = PartFeed(features, None, None, 1, 2, kind)  # type: ignore[arg-type]
+    batches = Batches(torch.arange(6), 6, 0, seed=0)
+    feed = PartFeed(features, batches, None, 1, 2, kind)  # type: ignore[arg-type]
     whole, total = torch.arange(6), torch.zeros((), dtype=torch.float64)
     for rows in torch.split(whole, 4):
         weight = feed._weight(rows, whole)

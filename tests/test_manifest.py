@@ -158,6 +158,30 @@ def test_files_that_differ_in_their_suffix_alone_are_two_clips(tmp_path):
     assert dataset.skipped == (("line 4", "duplicate id 'a.mp4', first used on line 3"),)
 
 
+def test_files_of_one_name_in_folders_elsewhere_are_told_how_to_be_clips(tmp_path):
+    paths = ["/cam1/001.mp4", "/cam2/001.mp4", "/cam3/001.mp4", "/cam1/001.mp4", "/cam1/002.mp4"]
+    lines = "".join(f"{path},x,train\n" for path in paths)
+    manifest = write(tmp_path / "m.csv", f"path,labels,split\n{lines}")
+    dataset = read_manifest(manifest)
+    assert [c.id for c in dataset.clips] == ["001", "001.mp4", "002"]  # as in stores that are there
+    (where, another), (_, same) = dataset.skipped
+    assert where == "line 4"
+    assert another.startswith("duplicate id '001.mp4', first used on line 3: ")
+    for words in ("outside the manifest's folder", "an id column", "--policy keep"):
+        assert words in another
+    assert same == "duplicate id '001', first used on line 2"  # the same file again
+    # What the message names does mend it.
+    assert len(read_manifest(manifest, policy="keep").clips) == 4
+    numbered = "".join(f"{path},x,train,{k}\n" for k, path in enumerate(paths))
+    write(manifest, f"path,labels,split,id\n{numbered}")
+    assert len(read_manifest(manifest).clips) == 5
+    # An id of one's own that stands twice is what it is.
+    write(manifest, "path,labels,split,id\n/a/1.mp4,x,train,1\n/b/1.mp4,x,train,1\n")
+    assert read_manifest(manifest).skipped == (
+        ("line 3", "duplicate id '1', first used on line 2"),
+    )
+
+
 def test_single_label_rows_have_at_most_one_label(tmp_path):
     manifest = write(tmp_path / "m.csv", "path,labels,split\na.mp4,x,train\nb.mp4,x;y,train\n")
     dataset = read_manifest(manifest, task="singlelabel")

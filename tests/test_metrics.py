@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, hamming_loss
+from sklearn.metrics import average_precision_score, f1_score, hamming_loss
 from torch import Tensor
 
 from msq.errors import MsqError, UsageError
@@ -155,6 +155,43 @@ def test_multilabel_accuracy_is_one_minus_the_hamming_loss() -> None:
     assert metrics.all_negative_accuracy(labels) == pytest.approx(nothing)
     with pytest.raises(UsageError, match="pass logits=True"):
         metrics.multilabel_accuracy(scores, labels)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.4])
+def test_f1_equals_scikit_learn_over_the_classes_with_a_positive(unknown: float) -> None:
+    logits, labels = example(200, 9, ties=False, seed=4)
+    logits, labels = logits - logits.mean(), labels.clone()
+    labels[:, 3] = 0  # never there, sometimes said
+    logits[:, 5] = -9  # there, never said
+    g = torch.Generator().manual_seed(1)
+    known = (torch.rand(labels.shape, generator=g) >= unknown).to(torch.uint8)
+    part = known if unknown else None
+    found = metrics.all_metrics(logits, labels, "multilabel", known=part)
+    yes, y, w = (x.numpy().astype(bool) for x in (logits.sigmoid() > 0.5, labels, known))
+    assert 0 < yes[:, 3].sum() < 200
+    f1 = [
+        f1_score(y[w[:, k], k], yes[w[:, k], k], zero_division=0.0)
+        for k in range(9)
+        if y[w[:, k], k].any()
+    ]
+    assert len(f1) == 8
+    assert found["f1_macro"] == pytest.approx(sum(f1) / 8, abs=1e-12)
+    assert found["f1_micro"] == pytest.approx(f1_score(y[w], yes[w]), abs=1e-12)
+    if not unknown:
+        shown = [k for k in range(9) if k != 3]
+        sklearn = f1_score(y, yes, labels=shown, average="macro", zero_division=0.0)
+        assert found["f1_macro"] == pytest.approx(sklearn, abs=1e-12)
+
+
+def test_f1_of_nothing_is_no_number() -> None:
+    none = metrics.all_metrics(torch.full((3, 2), -1.0), torch.zeros(3, 2), "multilabel")
+    assert math.isnan(none["f1_macro"])
+    assert math.isnan(none["f1_micro"])
+    said = metrics.all_metrics(torch.full((3, 2), 1.0), torch.zeros(3, 2), "multilabel")
+    assert math.isnan(said["f1_macro"])
+    assert said["f1_micro"] == 0
+    one = torch.nn.functional.one_hot(torch.tensor([0, 1]), 3)
+    assert "f1_macro" not in metrics.all_metrics(torch.randn(2, 3), one, "singlelabel")
 
 
 def test_chance_is_what_random_orders_give_on_average() -> None:

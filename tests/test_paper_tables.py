@@ -81,10 +81,11 @@ def wrong(shown: Shown) -> str | None:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    fixed = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
+    return [*fixed, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_that_a_page_shows_exists(page):
     shown = commands(page.name, page.read_text(encoding="utf-8"))
     problems = {one.text: problem for one in shown if (problem := wrong(one)) is not None}

@@ -350,6 +350,8 @@ def test_a_count_that_differs_and_a_metric_that_is_none_are_merged():
     assert result["metrics"]["map"] != result["metrics"]["map"]
     assert result["spread"] == {"map": None, "top1": 0.0}
     assert (result["seconds"], result["seed"]) == (6.0, 0)
+    parts["split1"]["metrics"] = {**parts["split1"]["metrics"], "f1_macro": 0.5}
+    assert "f1_macro" not in merged("r", parts)["metrics"]  # the others were scored before
     one = merged("r", {"split1": parts["split1"]})
     assert (one["metrics"]["map"], one["spread"]["map"]) == (0.25, None)
 

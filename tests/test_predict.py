@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from msq import config as configuration
+from msq.cli import main
 from msq.config import RunConfig
 from msq.errors import SpecMismatch, UsageError, WeightsError
 from msq.extract.datasets import Clip, Dataset
@@ -157,10 +159,44 @@ def test_moved_weights_are_asked_for_and_other_weights_refused(
         head.predict(world.videos[0])
 
 
-def test_vanilla_queries_score_any_label_without_a_text_encoder(world: World) -> None:
-    run = world.run("shared", "vanilla")
+@pytest.mark.parametrize("classifier", ["shared", "per-class"])
+def test_a_head_that_reads_no_words_scores_its_own_classes_in_any_order(
+    world: World, classifier: str
+) -> None:
+    run = world.run(classifier, "vanilla")
     head = load_head(run, weights={"video": world.weights["video"]})
-    assert set(scores(head.predict(world.videos[0], ["x", "dog run"])[0])) == {"x", "dog run"}
+    whole = scores(head.predict(world.videos[0])[0])
+    for labels in (CLASSES[::-1], CLASSES[1:2]):
+        found = scores(head.predict(world.videos[0], labels)[0])
+        if len(labels) == len(CLASSES):  # queries attend to each other: fewer score otherwise
+            assert found == pytest.approx(whole, abs=1e-6)
+        assert set(found) == set(labels)
+    with pytest.raises(UsageError, match=r"'dog ran' is not among its 3 classes \(nearest: .*dog"):
+        head.predict(world.videos[0], ["dog run", "dog ran"])
+
+
+def test_the_command_refuses_words_of_a_head_that_reads_none(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = world.run("shared", "vanilla")
+    words = ["predict", str(world.videos[0]), "--run", str(run), "--labels", "purring,singing"]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--video-encoder", world.weights["video"], "--quiet"])
+    assert left.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'purring' is not among its 3 classes" in said
+    assert "train the head with --queries text or multimodal, or with --classifier text" in said
+
+
+def test_a_class_with_a_comma_is_asked_for_in_quotes(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(world.videos[0]), "--run", str(world.run("text")), "--quiet", "--json"]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--labels", '"dog run, walk",bird fly'])
+    assert left.value.code in (0, None)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert set(scores(found)) == {"dog run, walk", "bird fly"}
 
 
 def test_evaluating_a_store_gives_the_runs_own_result(world: World) -> None:

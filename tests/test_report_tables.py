@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import runpy
@@ -16,8 +17,11 @@ import pytest
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import UsageError
-from msq.head.sweep_plan import Plan
+from msq.head.sweep import outcomes_of
+from msq.head.sweep_plan import Plan, read_plan, write_outcome, write_plan
 from msq.head.trials import Trial
+from msq.report import terminal
+from msq.report.sweeps import conclude
 from msq.report.table_formats import cells, csv_text, document, escape, latex, markdown
 from msq.report.tables import Row, Table, joined, load_table, load_tables, sweep_table
 
@@ -100,7 +104,9 @@ def test_different_protocols_in_one_table_are_warned_of_and_not_compared() -> No
     assert cells(table, str, str)[0] == ["queries", "protocol", "mAP"]
 
 
-@pytest.mark.parametrize(("key", "name"), [("dataset", "datasets"), ("views", "test views")])
+@pytest.mark.parametrize(
+    ("key", "name"), [("dataset", "datasets"), ("views", "test views"), ("split", "splits")]
+)
 def test_other_things_that_keep_rows_apart_are_warned_of(key: str, name: str) -> None:
     plan, outcomes = made(TWO, vanilla={key: "another"})
     table = sweep_table(plan, outcomes)
@@ -113,6 +119,61 @@ def test_rows_over_different_class_splits_are_warned_of() -> None:
                           text={"detail": {"split_hash": "a" * 64}})  # fmt: skip
     table = sweep_table(plan, outcomes)
     assert "different class splits" in table.warnings()[0]
+
+
+def test_a_run_and_a_grid_of_the_same_clips_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = stores.make_store(tmp_path / "toy.zarr", clips=30)
+    out, run, grid = tmp_path / "grid", tmp_path / "run", tmp_path / "g.toml"
+    grid.write_text('name = "g"\n[product]\n"head.queries" = ["text", "multimodal"]\n')
+    small = ("--device", "cpu", "-q")
+    tiny = ("train.epochs=1", *stores.HEAD)
+    assert stores.msq("grid", grid, f"store={store}", "--out", out, *small, *tiny) == 0
+    assert stores.msq("train-head", store, "--out", run, *small, *tiny) == 0
+    capsys.readouterr()
+    table = joined(load_tables([run, out]))
+    assert table.warnings() == []
+    values = [row.cells["map"]["mean"] for row in table.rows]
+    assert table.best("map") == [k for k, x in enumerate(values) if x == max(values)]
+    outcomes = outcomes_of(out, read_plan(out))
+    assert [one["split"] for one in outcomes.values()] == ["test", "test"]
+    for one in outcomes.values():  # as of before outcomes said it
+        write_outcome(out, {key: value for key, value in one.items() if key != "split"})
+    assert joined(load_tables([run, out])).warnings() == []
+
+
+def test_counts_are_no_percent_and_none_of_them_is_the_best() -> None:
+    plan, outcomes = made(TWO, {**PAPER})
+    for k, one in enumerate(outcomes.values()):
+        one["metrics"] |= {"rows": 40, "classes_scored": 6 + k % 2, "rows_unlabelled": k,
+                           "unseen_clips": 30 + k, "map_chance": 0.1 + k / 100}  # fmt: skip
+    metrics = ("map", "rows", "classes_scored", "rows_unlabelled", "unseen_clips", "map_chance")
+    table = sweep_table(plan, outcomes, metrics)
+    assert [m for m in metrics if table.best(m)] == ["map"]
+    header, rows = cells(table, str, lambda cell: "fraction")
+    assert header[2:5] == ["rows (number)", "classes scored (number)", "rows unlabelled (number)"]
+    assert rows[0][2:6] == ["40", "6.5 ± 0.707107", "0.5 ± 0.707107", "30.5 ± 0.707107"]
+    assert "| text | **37.50 ± 17.68** | 40 | 6.5 ± 0.707107 |" in markdown(table)
+    assert r"& 40 & 6.5 $\pm$ 0.707107 &" in latex(table)
+    assert csv_text(table).splitlines()[1].split(",")[5] == "40.0"
+
+
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "w[" / "b] [dQw4w9WgXcQ] :dog:"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text('{"metrics": {"top1": 0.5}, "task": "singlelabel"}')
+    assert stores.msq("report", run) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("b] [dQw4w9WgXcQ] :dog: (%)")
+    terminal.table("[/b]", ["a [b]", "[/c]"], [[":dog: [x]", "[/y]"]])
+    table = capsys.readouterr().out
+    for word in ("[/b]", "a [b]", "[/c]", ":dog: [x]", "[/y]"):
+        assert word in table
+    terminal.say("[/b] [x] :dog:")
+    with terminal.progress("[/b] :dog:") as update:
+        update(1, 1, "[x]")
+    assert capsys.readouterr().err == "[/b] [x] :dog:\n[/b] :dog:: 1/1 · [x]\n"
 
 
 def test_class_splits_that_leak_are_warned_of_in_every_format() -> None:
@@ -151,6 +212,31 @@ def test_what_validation_decided_is_said_beside_the_table() -> None:
         "early stopping: 3 of 3 trials stopped, 70.00 % of their epochs saved; full length minus "
         "stopped, 3 pairs: map 1.00 ± 0.00 points"
     )
+
+
+def test_a_metric_without_a_number_has_no_cost_and_the_sweep_concludes(tmp_path: Path) -> None:
+    """As where no test clip has a label: the metric is null in every outcome."""
+    plan, outcomes = made({"text": (0.25, 0.5)})
+    training = {"epochs": 3, "planned_epochs": 10, "seconds_per_epoch": 1.0, "best_val_score": 0.5}
+    stopping = []
+    for trial in plan.trials:
+        config = configuration.override(trial.config, ["train.patience=3"])
+        short = dataclasses.replace(trial, config=config, row={**trial.row, "patience": 3})
+        stopping.append(short)
+        lost = {"map": None if trial is plan.trials[0] else 0.25}
+        outcomes[short.id] = {**outcomes[trial.id], "training": training, "metrics": lost}
+    both = Plan("both", [*plan.trials, *stopping], {}, table={"metrics": ["map"]})
+    write_plan(tmp_path, both)
+    for name, one in outcomes.items():
+        write_outcome(tmp_path, {"id": name, "status": "done", **one})
+    found = conclude(tmp_path, both, {"done": 4})
+    assert found["early_stopping"]["cost"]["map"] == {
+        "mean": 0.25, "std": None, "values": [None, 0.25]
+    }  # fmt: skip
+    assert json.loads((tmp_path / "results.json").read_text())["table"]["notes"][0].endswith(
+        "full length minus stopped, 2 pairs: map 25.00 points"
+    )
+    assert "| text | 3 | 25.00 |" in (tmp_path / "table.md").read_text()
 
 
 def test_what_is_not_done_yet_is_said() -> None:

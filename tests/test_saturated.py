@@ -20,11 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from msq.errors import MsqError
+from msq.errors import MsqError, is_out_of_memory
 from msq.extract import dask_cluster, decode_pool, extraction
 from msq.extract.commits import Commits
 from msq.extract.decode_pool import DecodeTask, Picture, decode, decode_in_order
-from msq.extract.device_batches import is_out_of_memory
 from msq.extract.extract_result import add_stages
 from msq.extract.frame_arena import FrameArena, attach, write
 from msq.extract.pipeline import ExtractResult, extract

@@ -418,6 +418,8 @@ def test_a_recording_that_fails_leaves_the_stream_that_was_the_current_one(
         ("current_stream", lambda: current if form == "benchmark" else streams[0]),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stands)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr("msq.head.graph._side_stream", lambda device: side)
     if form == "step":
         with pytest.raises(RuntimeError, match="previous error"):
             recorded(lambda: None)

@@ -20,6 +20,7 @@ import torch
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
+import msq
 from msq.errors import SpecMismatch, StoreError, UsageError
 from msq.extract.datasets.manifest import read_manifest
 from msq.extract.feature_import import import_features
@@ -33,6 +34,7 @@ from msq.extract.store_problems import Verification
 from msq.extract.store_sample import check_sample, tolerance
 from msq.extract.store_seal import sealed
 from msq.extract.store_verify import verify_store
+from msq.extract.store_versions import library_versions
 from msq.extract.store_writer import ShardRows, StoreWriter
 from msq.extract.views import CLEAN, augmented_views
 from msq.report import store_life
@@ -63,6 +65,14 @@ def remote_tree(url: str) -> dict[str, bytes]:
 
 def local_tree(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+def copied(path: Path, *, by: str = "convert") -> dict[str, bytes]:
+    """The files of a copy of a store: the same bytes, but for what copied it in the root."""
+    document = json.loads((path / "zarr.json").read_text())
+    made = {"by": by, "version": msq.__version__, "versions": library_versions()}
+    document["attributes"]["msq"]["copied_by"] = made
+    return {**local_tree(path), "zarr.json": sealed(json.dumps(document).encode())}
 
 
 def same_rows(mine: Any, theirs: Any) -> None:
@@ -273,7 +283,7 @@ def test_convert_changes_shards_and_leaves_out_what_is_dropped(whole: Path, tmp_
     # And back: the same bytes as before.
     convert_store(whole, tmp_path / "c.zarr", shard=2)
     convert_store(tmp_path / "c.zarr", tmp_path / "d.zarr", shard=3)
-    assert tree(tmp_path / "d.zarr") == tree(whole)
+    assert local_tree(tmp_path / "d.zarr") == copied(whole)
 
 
 def test_smaller_batches_are_shown_and_go_along_with_the_rows(tmp_path: Path) -> None:
@@ -293,7 +303,7 @@ def test_smaller_batches_are_shown_and_go_along_with_the_rows(tmp_path: Path) ->
     mine = (2, "fake-video", "augmented 1")
     assert said(path) == [(1, *mine)]
     convert_store(path, tmp_path / "same.zarr")
-    assert tree(tmp_path / "same.zarr") == tree(path)
+    assert local_tree(tmp_path / "same.zarr") == copied(path)
     for shard, expected in ((1, [3, 4, 5]), (2, [1, 2]), (6, [0])):
         convert_store(path, tmp_path / f"{shard}.zarr", shard=shard)
         assert said(tmp_path / f"{shard}.zarr") == [(s, *mine) for s in expected]
@@ -423,7 +433,7 @@ def test_a_zip_of_a_store_is_read_by_msq_and_by_plain_zarr(whole: Path, tmp_path
     export_store(whole, tmp_path / "b.zarr.zip")
     assert (tmp_path / "b.zarr.zip").read_bytes() == zipped.read_bytes()
     convert_store(zipped, tmp_path / "back.zarr")
-    assert tree(tmp_path / "back.zarr") == tree(whole)
+    assert local_tree(tmp_path / "back.zarr") == copied(whole)
     with pytest.raises(UsageError, match="zip"):
         convert_store(whole, zipped)
     content = bytearray(zipped.read_bytes())
@@ -470,7 +480,7 @@ def test_a_store_in_an_object_store_has_the_same_objects_put_once_status_last(
 def test_a_url_is_read_like_a_folder(whole: Path, bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/a.zarr"
     convert_store(whole, url)
-    assert remote_tree(url) == local_tree(whole)
+    assert remote_tree(url) == copied(whole)
     same_rows(open_store(url), open_store(whole))
     same_rows(open_store(Path(url)), open_store(whole))  # a slash is lost, as on the command line
     same_rows(open_store(whole.as_uri()), open_store(whole))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -35,7 +36,7 @@ from msq.head.sweep_plan import (
 from msq.head.sweep_results import chosen, early_stopping, lines, spread
 from msq.head.sweep_workers import run_sweep, run_workers
 from msq.head.trials import Trial
-from msq.head.zeroshot import Variant, plan_zero_shot, zero_shot
+from msq.head.zeroshot import Variant, plan_zero_shot, run_in_memory, zero_shot
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
 SMALL = ("--seen", "50", "--splits", "2", "--device", "cpu", "-q", *stores.HEAD)
@@ -322,6 +323,35 @@ def test_validation_chooses_and_test_scores_play_no_part(features: Features) -> 
     assert chosen(plan.trials[:1], {}) is None
     with pytest.raises(UsageError, match=r"expected validation clips to choose by"):
         planned(features, choose={"optim.lr": [1e-3]}, overrides=("train.val=0",))
+
+
+def test_validation_clips_of_the_dataset_choose_where_none_are_held_out(
+    features: Features,
+) -> None:
+    own = tuple("val" if split == "train" and row % 2 else split
+                for row, split in enumerate(features.splits))  # fmt: skip
+    mine = dataclasses.replace(features, splits=own)
+    for_both = {"choose": {"optim.lr": [1e-3, 2e-3]}, "overrides": ("train.val=0",)}
+    plan = planned(mine, **for_both)
+    outcomes = run_in_memory(plan, mine, "cpu")
+    assert all(one["training"]["best_val_score"] is not None for one in outcomes.values())
+    with pytest.raises(UsageError, match=r"found train.val = 0 and no clip of the split val"):
+        planned(features, choose={"train.val": [0.1, 0]})
+    held = planned(features, choose={"train.val": [0.1, 0.2]}, overrides=("train.val=0",))
+    assert {trial.config.train.val for trial in held.trials} == {0.1, 0.2}
+
+
+def test_trials_that_share_a_place_without_a_choice_are_refused(features: Features) -> None:
+    """Else the better of them on validation clips would stand there, as if that was asked for."""
+    made = [Trial(source="s", config=config(f"optim.lr={lr}"), row={"setting": "one"})
+            for lr in (1e-3, 1e-1)]  # fmt: skip
+    plan = Plan("merged", made, {})
+    found = {trial.id: outcome(0.5, 0.5) for trial in made}
+    with pytest.raises(UsageError, match=r"found 2 at 'setting one' \(trials .*no choice between"):
+        lines(plan, found)
+    chosen_from = [dataclasses.replace(trial, choice={"lr": k}) for k, trial in enumerate(made)]
+    (line,) = lines(Plan("chosen", chosen_from, {}), found)
+    assert (line.planned, len(line.trials)) == (1, 1)
 
 
 def test_validation_clips_are_training_clips_with_seen_labels_only(features: Features) -> None:

@@ -16,10 +16,13 @@ from msq.head.evaluate import score
 from msq.head.features import Features
 from msq.head.metrics import all_metrics, average_precision, mean_average_precision
 from msq.head.stack_training import StackedTraining
+from msq.head.sweep_plan import Plan
 from msq.head.train import train_head
 from msq.head.training import Training
-from msq.head.trials import Job, train_at_once, train_sequentially
+from msq.head.trials import Job, Trial, train_at_once, train_sequentially
+from msq.head.zeroshot import run_in_memory
 from msq.protocol import FIXED
+from msq.report.tables import sweep_table
 
 SMALL = ["head.layers=1", "head.heads=2", "head.ffn=32", "train.batch=16", "optim.lr=3e-3"]
 
@@ -111,6 +114,25 @@ def test_per_class_numbers_of_other_actors_are_ranked_as_the_metric_is() -> None
     raw = average_precision(logits, labels)
     assert list(found["per_class"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
     assert float((expected - raw).abs().max()) > 1e-2
+
+
+def test_a_choice_that_no_validation_clip_decides_is_warned_of() -> None:
+    features = world(clips=60)
+    labels = features.labels.clone()
+    labels[features.rows("val")] = 0
+    trials = [
+        Trial(source="s", config=config("train.epochs=1", f"optim.lr={lr}"), choice={"lr": lr})
+        for lr in (1e-3, 1e-1)
+    ]
+    plan = Plan("chosen", trials, {})
+    decided = sweep_table(plan, run_in_memory(plan, features, "cpu"))
+    assert decided.notes == ["lr chosen by validation clips, in each repeat"]
+    assert decided.warnings() == []
+    blind = dataclasses.replace(features, labels=labels)
+    table = sweep_table(plan, run_in_memory(plan, blind, "cpu"))
+    (warning,) = table.warnings()
+    assert warning.startswith("lr: in 1 of 1 places and repeats no trial has a validation")
+    assert table.notes == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from msq import config as configuration
 from msq.config import RunConfig
+from msq.config_sections import SEEDS
 from msq.errors import MsqError, SpecMismatch, StoreError, UsageError
 from msq.head.baselines import class_frequency, clip_similarity, linear_probe
 from msq.head.checkpoint import load_model, load_state
@@ -24,6 +26,7 @@ from msq.head.features import Features, load_features
 from msq.head.metrics import all_metrics, mean_average_precision
 from msq.head.optim import WeightAverage
 from msq.head.predict import load_head
+from msq.head.run_result import read_result
 from msq.head.schedule import learning_rate
 from msq.head.train import Training, split_rows, train_head
 
@@ -96,6 +99,20 @@ def test_predictions_hold_ids_scores_and_labels_without_pickle(tmp_path: Path) -
     again = all_metrics(torch.from_numpy(logits), torch.from_numpy(labels), "multilabel")
     assert again == result.metrics
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+def test_predictions_give_the_result_back_where_labels_are_unknown(tmp_path: Path) -> None:
+    features = toy()
+    g = torch.Generator().manual_seed(3)
+    known = (torch.rand(features.labels.shape, generator=g) < 0.7).to(torch.uint8)
+    features = replace(features, known=known)
+    result = train_head(features, small(), tmp_path / "run")
+    with np.load(tmp_path / "run" / "predictions.npz", allow_pickle=False) as held:
+        assert held["classes"].tolist() == list(features.classes)
+        logits, labels, kept = (torch.from_numpy(held[k]) for k in ("logits", "labels", "known"))
+    assert torch.equal(kept, known[features.rows("test")])
+    assert all_metrics(logits, labels, "multilabel", known=kept) == result.metrics
+    assert all_metrics(logits, labels, "multilabel")["map"] != result.metrics["map"]
 
 
 @pytest.mark.parametrize("task", ["multilabel", "singlelabel"])
@@ -214,6 +231,41 @@ def test_a_finished_run_is_returned_and_not_trained_again(tmp_path: Path) -> Non
     assert (found["clips"], found["clips_by_split"]) == (30, old["clips"])
 
 
+def test_damaged_files_of_a_run_are_named_with_what_to_do(tmp_path: Path) -> None:
+    run, features = tmp_path / "run", toy()
+    train_head(features, small(), run, stop_after=2)
+    whole = (run / "state.pt").read_bytes()
+    for bad in (whole[: len(whole) // 2], b"", b"not torch's", b"\x80\x02."):
+        (run / "state.pt").write_bytes(bad)
+        with pytest.raises(UsageError, match=r"state\.pt: expected the state of an unfin.*delete"):
+            train_head(features, small(), run)
+    (run / "state.pt").unlink()
+    with pytest.raises(UsageError, match=r"no such file; is the run finished\?"):
+        evaluate_run(run, features)
+    first = train_head(features, small(), run).result
+    text = (run / "result.json").read_text(encoding="utf-8")
+    for bad_text in (text[: len(text) // 2], "", "[]", "{}"):
+        (run / "result.json").write_text(bad_text, encoding="utf-8")
+        for use in (
+            lambda: train_head(features, small(), run),
+            lambda: evaluate_run(run, features),
+            lambda: read_result(run),
+        ):
+            with pytest.raises(UsageError, match=r"result\.json: expected .*--overwrite"):
+                use()
+    (run / "result.json").unlink()
+    with pytest.raises(UsageError, match=r"run: expected a finished run, found no result\.json"):
+        evaluate_run(run, features)
+    (run / "result.json").write_text(text, encoding="utf-8")
+    head = (run / "head.safetensors").read_bytes()
+    (run / "head.safetensors").unlink()
+    for use in (lambda: train_head(features, small(), run), lambda: evaluate_run(run, features)):
+        with pytest.raises(UsageError, match=r"though the run is finished .*--overwrite"):
+            use()
+    (run / "head.safetensors").write_bytes(head)
+    assert evaluate_run(run, features)["epochs"] == first["epochs"]
+
+
 def test_a_run_of_another_making_is_refused_with_the_difference_unless_overwritten(
     tmp_path: Path,
 ) -> None:
@@ -305,6 +357,14 @@ def test_no_training_clip_is_said_plainly() -> None:
     none = features.select(rows=features.rows("test"))
     with pytest.raises(UsageError, match="no training clip among 30 of 30 clips"):
         train_head(none, small())
+    words = r"train\.val = 0\.999: holds out all 90 training clips; expected a share that leaves"
+    with pytest.raises(UsageError, match=words):
+        train_head(toy(), small("train.val=0.999"))
+
+
+@pytest.mark.parametrize("seed", [SEEDS, -SEEDS])
+def test_the_largest_seeds_train(seed: int) -> None:
+    assert train_head(toy(24), small(f"train.seed={seed}", "train.epochs=2")).finished
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

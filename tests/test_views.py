@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,25 +227,6 @@ def test_all_tokens_of_a_view_are_files_of_their_own(videos: Path, tmp_path: Pat
     assert fakes.tree(out) == fakes.tree(same)
 
 
-class Killed(BaseException):
-    """The process ends here; nothing may handle it."""
-
-
-def dying_at(call: int, write: Callable[..., int]) -> Callable[..., int]:
-    count = 0
-
-    def wrapped(path: Path, pieces: Any) -> int:
-        nonlocal count
-        count += 1
-        if count == call:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f".{path.name}.4711.tmp").write_bytes(b"half")
-            raise Killed
-        return write(path, pieces)
-
-    return wrapped
-
-
 @pytest.mark.parametrize("later", [False, True])
 def test_death_before_any_single_write_and_a_resume_give_the_same_bytes(
     later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,10 +243,10 @@ def test_death_before_any_single_write_and_a_resume_give_the_same_bytes(
         out = tmp_path / f"{call}.zarr"
         if later:
             shutil.copytree(tmp_path / "clean.zarr", out)
-        monkeypatch.setattr(store_writer, "write_file", dying_at(call, write))
+        monkeypatch.setattr(store_writer, "write_file", fakes.dying_at(call, write))
         try:
             run(data, out, views, **options)
-        except Killed:
+        except fakes.Killed:
             died = True
         monkeypatch.setattr(store_writer, "write_file", write)
         if later:  # what was there before can be read at any moment

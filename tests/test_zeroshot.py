@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -349,6 +350,26 @@ def test_the_result_has_the_documented_keys_and_honest_spread(tmp_path: Path) ->
     again = zero_shot(features, short, tmp_path, seen=(50, 75), splits=2, classifier="shared")
     assert again == results
     assert spread([0.5]) == {"mean": 0.5, "std": None, "values": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "comparable"),
+    [
+        (("a", "projected"), ("a", "projected"), True),
+        (("a", "pooler"), ("a", "pooler"), False),
+        (("a", "projected"), ("a", "pooler"), False),
+        (("a", "projected"), ("b", "projected"), False),
+        (("a", ""), ("a", ""), False),
+    ],
+)
+def test_clip_similarity_is_of_projected_outputs_of_one_model_only(
+    image: tuple[str, str], text: tuple[str, str], comparable: bool
+) -> None:
+    specs = {kind: {"sha256": sha256, "output": output}
+             for kind, (sha256, output) in (("image", image), ("text", text))}  # fmt: skip
+    features = dataclasses.replace(world(60), specs=specs)  # image and text are of one width
+    results = zero_shot(features, config("train.epochs=1"), seen=(50,), splits=1, queries=("text",))
+    assert (results[0]["clip_similarity"] is not None) == comparable
 
 
 def test_a_classifier_without_weights_for_unseen_classes_is_refused() -> None:

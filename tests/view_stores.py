@@ -22,8 +22,8 @@ from msq.extract.views import CLEAN, View
 fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
 WIDTH, TOKENS = 16, 4
 VIDEO = replace(fakes.SPEC, tokens=TOKENS, channels=WIDTH)
-IMAGE = fakes.image_spec(channels=WIDTH)
-TEXT = fakes.text_spec(channels=WIDTH)
+IMAGE = fakes.image_spec(channels=WIDTH, output="projected")
+TEXT = fakes.text_spec(channels=WIDTH, output="projected")
 
 
 def make_store(
@@ -36,6 +36,7 @@ def make_store(
     image_views: Sequence[View] | None = None,
     status: Mapping[tuple[str | int, ...], int] | None = None,
     noise: float = 1.0,
+    val: bool = False,
 ) -> Path:
     """A store in which a class leaves its mark on tokens and image, and each view its own noise.
 
@@ -48,6 +49,7 @@ def make_store(
         image_views: of the image encoder; those of the video encoder by default.
         status: (view, row), or (encoder, view, row), -> status, where it is not 1.
         noise: of a view, 0 makes all views equal the clean one.
+        val: every third clip is a validation clip.
     """
     rng = np.random.default_rng(5)
     labels = rng.random((clips, classes)) < 0.3
@@ -57,7 +59,7 @@ def make_store(
         Clip(
             f"clip {row} é", Path(f"{row}.mp4"), None, None,
             tuple(int(k) for k in np.flatnonzero(labels[row])),
-            "test" if row % 3 == 2 else "train",
+            ("val" if val else "train", "train", "test")[row % 3],
         )
         for row in range(clips)
     )  # fmt: skip

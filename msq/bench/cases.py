@@ -35,6 +35,7 @@ class Settings:
         device: `cpu`, `cuda` (the current one), or `cuda:N` for stage one.
         compile: also time what torch.compile makes (head cases); takes minutes on a CPU.
         only: names of cases must contain this.
+        emulated: bf16 too where the processor has no bf16 products and torch emulates them.
     """
 
     quick: bool = False
@@ -42,6 +43,7 @@ class Settings:
     device: str = "cpu"
     compile: bool = False
     only: str = ""
+    emulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

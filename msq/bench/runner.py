@@ -55,7 +55,11 @@ def run_cases(
         progress(len(cases), len(cases), "")
     return {
         "machine": machine(settings.device),
-        "settings": {"quick": settings.quick, "compile": settings.compile},
+        "settings": {
+            "quick": settings.quick,
+            "compile": settings.compile,
+            "emulated": settings.emulated,
+        },
         "ceilings": ceilings,
         "cases": found,
         "not_run": not_run,

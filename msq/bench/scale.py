@@ -105,10 +105,19 @@ def feature_bytes(mode: Mode, clips: int, shard: int = SHARD) -> int:
     total = 0
     for spec in _specs(mode):
         for array in schema.feature_arrays(spec, "float16"):
-            total += clips * (array.row_bytes + CRC_BYTES)
-            total += shards * (shard * INDEX_ENTRY + CRC_BYTES) if array.sharded else 0
+            total += _array_bytes(array, clips, shard)
         total += shards * (shard + CRC_BYTES)
     return total
+
+
+def frame_bytes(clips: int, shard: int = SHARD) -> int:
+    """Bytes of the image features of each frame, which are stored on request; likewise."""
+    return _array_bytes(schema.frame_array(_specs("frame")[1], "float16"), clips, shard)
+
+
+def _array_bytes(array: schema.FeatureArray, clips: int, shard: int) -> int:
+    index = -(-clips // shard) * (shard * INDEX_ENTRY + CRC_BYTES) if array.sharded else 0
+    return clips * (array.row_bytes + CRC_BYTES) + index
 
 
 def files(mode: Mode, clips: int, shard: int = SHARD) -> int:
@@ -163,6 +172,8 @@ def _clip_table(measured: Measured) -> str:
         (f"features, `{mode}`", _number(feature_bytes(mode, 64_000) / 64e6), "kB", "exact")
         for mode in MODES
     ]
+    frames = _number(frame_bytes(64_000) / 64e6)
+    rows += [("more with `--image-frames`", frames, "kB", "exact")]
     return _table(("of one clip", "", "", "how known"), rows)
 
 

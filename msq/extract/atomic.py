@@ -8,23 +8,16 @@ temporary name only, and `remove_temporaries` clears it.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from msq.extract.location import is_local, put
+from msq.whole_file import TEMPORARY_SUFFIX, flush_directory, write_whole
 
-TEMPORARY_SUFFIX = ".tmp"
-
-
-def flush_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+__all__ = [
+    "TEMPORARY_SUFFIX", "flush_directory", "make_directory", "remove_file", "remove_temporaries",
+    "write_file",
+]  # fmt: skip
 
 
 def make_directory(path: Path) -> None:
@@ -37,7 +30,7 @@ def make_directory(path: Path) -> None:
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> int:
-    """Write `pieces` to `path` so that the name appears only once the whole content is safe.
+    """`write_whole`, into a directory that is made where there is none.
 
     A remote object is put in one call instead: object stores have no rename.
 
@@ -50,41 +43,11 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> int:
     """
     if not is_local(path):
         return put(path, b"".join(pieces))
-    # Workers on two machines may have one process id, and for a moment both believe in a shard.
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{unique}{TEMPORARY_SUFFIX}")
     try:
         make_directory(path.parent)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            written = sum(_write_all(descriptor, memoryview(piece)) for piece in pieces)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
     except OSError as error:
-        # The system's message names no file, or the temporary one.
-        _discard(temporary)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        # An interrupt or a full disk leaves nothing behind; only kill -9 does.
-        _discard(temporary)
-        raise
-    flush_directory(path.parent)
-    return written
-
-
-def _write_all(descriptor: int, piece: memoryview) -> int:
-    """Every byte of a piece; a disk that takes only some of them is asked again."""
-    done = 0
-    while done < len(piece):
-        done += os.write(descriptor, piece[done:])
-    return done
-
-
-def _discard(temporary: Path) -> None:
-    with suppress(OSError):  # what went wrong before is what there is to say
-        temporary.unlink(missing_ok=True)
+    return write_whole(path, pieces)
 
 
 def remove_file(path: Path) -> int:

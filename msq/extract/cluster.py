@@ -140,7 +140,7 @@ def run(request: ExtractRequest, progress: Progress | None = None) -> ExtractRes
         raise UsageError("expected --device or --devices, found both")
     with terminated_as_interrupted():
         if spot is not None:
-            device = _own_device(request.device, spot.local_rank)
+            device = own_device(request.device, spot.local_rank)
             team = Team(spot.rank, spot.world, spot.local_world)
             return replace(request, device=device).work(progress, team)
         if request.scheduler is not None:
@@ -165,7 +165,7 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _own_device(device: str, local_rank: int) -> str:
+def own_device(device: str, local_rank: int) -> str:
     """The GPU of a process that a launcher started, where it may choose one."""
     import torch
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _SLOTS = 2  # pinned buffers for clips of one size: one is filled while the other is sent
-_SHORT = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 class Sender:
@@ -28,7 +27,7 @@ class Sender:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream | None = None  # of the copies to a GPU
         self._slots: dict[tuple[int, ...], list[tuple[Tensor, torch.cuda.Event]]] = {}
 
     def send(self, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -36,8 +35,10 @@ class Sender:
 
         The frames may be overwritten as soon as this returns.
         """
-        if self._stream is None:
+        if self._device.type != "cuda":
             return torch.from_numpy(np.stack(frames)).to(self._device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         buffer, sent = self._slot((len(frames), *frames[0].shape))
         sent.synchronize()
         np.stack(frames, out=buffer.numpy())
@@ -120,13 +121,6 @@ class Moment:
         if self._event is not None and other._event is not None:
             return float(other._event.elapsed_time(self._event)) / 1e3
         return self._time - other._time
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was too short, on a device or on the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _SHORT)
 
 
 def free_memory() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msq.errors import UsageError, VideoError
-from msq.extract.cuts import decode_cuts
+from msq.errors import UsageError, VideoError, is_out_of_memory
+from msq.extract.ahead import made_ahead
 from msq.extract.decode_task import DecodeTask, Picture, decode, without_paths
-from msq.extract.device_batches import free_memory, is_out_of_memory
-from msq.extract.packets import UndecodableVideo
+from msq.extract.device_batches import free_memory
+from msq.extract.prepared_cuts import PreparedCut, prepared_cuts
 from msq.extract.shard_builder import FrameEncoder
 from msq.extract.shard_builder import encode as encode_frames
 from msq.extract.timeline import Cut, require_rate
@@ -24,6 +25,7 @@ from msq.extract.video_survey import Survey
 from msq.extract.views import CLEAN, View, parse_view
 
 BATCH = 8  # clips of one forward pass, as `msq extract` has it by default
+_AHEAD = 2  # batches of cuts that are decoded while one is encoded
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,16 @@ def encode_clip(
 
 def encode_cuts(
     video: Survey, cuts: Sequence[Cut], encoders: Sequence[FrameEncoder], batch: int = BATCH
-) -> Iterator[tuple[int, Encoded | VideoError]]:
+) -> Generator[tuple[int, Encoded | VideoError], None, None]:
     """Features of many cuts of one video, decoded in order and encoded in batches.
 
-    Memory: what `decode_cuts` holds, and the resized frames of one batch. Where it is too short for
-    a batch, that batch is halved until it fits.
+    Decoding and resizing run in a thread beside the encoders, two batches ahead. Memory: what
+    `decode_cuts` holds, and the resized frames of three batches. Where it is too short for a batch,
+    that batch is halved until it fits. An error that is no video's says at which cut it was met.
 
     Args:
         video: see `msq.extract.video_survey.survey`.
-        cuts: in the order of their starts.
+        cuts: in any order.
         encoders: video or image encoders; all see the same cuts.
         batch: cuts of one forward pass.
 
@@ -144,56 +147,32 @@ def encode_cuts(
         UsageError: an encoder of text.
     """
     pictures = _pictures(encoders, CLEAN)
-    choices = list(dict.fromkeys(picture.choice("") for picture in pictures))
-    unfinished: dict[int, _Cut] = {}
-    failed: set[int] = set()
-    ready: list[_Cut] = []
-    for place, request, clip in decode_cuts(video, cuts, choices):
-        if isinstance(clip, UndecodableVideo):
-            unfinished.pop(place, None)
-            if place not in failed:
-                failed.add(place)
-                yield place, clip
-            continue
-        if place in failed:
-            continue
-        cut = unfinished.setdefault(place, _Cut(place, {}, {}))
-        for picture in pictures:
-            if picture not in cut.frames and picture.choice("") == choices[request]:
-                cut.frames[picture] = picture.pixels(clip.frames, "")
-                cut.times[picture] = clip.times
-        cut.degraded = cut.degraded or clip.degraded
-        if len(cut.frames) == len(set(pictures)):
-            ready.append(unfinished.pop(place))
-        if len(ready) == batch:
-            yield from _encoded(video.path, ready, encoders, pictures)
-            ready = []
-    yield from _encoded(video.path, ready, encoders, pictures)
-
-
-@dataclass
-class _Cut:
-    """The resized frames of one cut, uint8 [T, 3, h, w] for each picture, and their times [T]."""
-
-    place: int
-    frames: dict[Picture, NDArray[np.uint8]]
-    times: dict[Picture, NDArray[np.float32]]
-    degraded: str | None = None
+    prepared = made_ahead(lambda watch: prepared_cuts(video, cuts, pictures, batch, watch), _AHEAD)
+    with closing(prepared):
+        for ready in prepared:
+            if isinstance(ready, list):
+                yield from _encoded(video.path, ready, cuts, encoders, pictures)
+            else:
+                yield ready
 
 
 def _encoded(
     path: Path,
-    cuts: Sequence[_Cut],
+    ready: Sequence[PreparedCut],
+    cuts: Sequence[Cut],
     encoders: Sequence[FrameEncoder],
     pictures: Sequence[Picture],
 ) -> Iterator[tuple[int, Encoded]]:
-    if not cuts:
-        return
-    made = [
-        _in_batches(encoder, [cut.frames[picture] for cut in cuts])
-        for encoder, picture in zip(encoders, pictures, strict=True)
-    ]
-    for k, cut in enumerate(cuts):
+    try:
+        made = [
+            _in_batches(encoder, [cut.frames[picture] for cut in ready])
+            for encoder, picture in zip(encoders, pictures, strict=True)
+        ]
+    except Exception as error:
+        places = ", ".join(str(cuts[cut.place]) for cut in ready)
+        error.add_note(f"{path}: while encoding {places}")
+        raise
+    for k, cut in enumerate(ready):
         degraded = cut.degraded and without_paths(cut.degraded, path)
         times = [cut.times[picture] for picture in pictures]
         yield cut.place, Encoded([features[k] for features in made], times, degraded)

@@ -24,15 +24,21 @@ _PER_ROW, _PER_FILE = 256, 2**14  # bytes of an HDF5 file beside its numbers: in
 
 
 class Rows:
-    """The rows of one encoder and view that can be read, a shard at a time."""
+    """The rows of one encoder and view that can be read, a shard at a time.
 
-    def __init__(self, store: FeatureStore, encoder: str, view: int | View) -> None:
+    With `image_frames` its features of each frame instead of their mean.
+    """
+
+    def __init__(
+        self, store: FeatureStore, encoder: str, view: int | View, image_frames: bool = False
+    ) -> None:
         self.store = store
         self.numbers: list[int] = store.ok_rows([encoder], view).tolist()
         if not self.numbers:
             raise UsageError(f"{store.path}: no row of {encoder!r} is there to be written")
         self._encoder, self._view = encoder, view
-        self._read = store.tokens if encoder in store.encoders("video") else store.image
+        pooled = store.tokens if encoder in store.encoders("video") else store.image
+        self._read = store.image_frames if image_frames else pooled
         self._step = store.shard(encoder)
         self.shape = tuple(self._read(self.numbers[:1], encoder, view).shape[1:])
 

@@ -29,6 +29,8 @@ class ExtractResult:
         degraded: likewise, rows that decoded only in part and were kept.
         skipped_items: `item, reason` of each skipped item.
         left_out_items: likewise of those left out by rule.
+        kept: changes that the policy `keep` made; they count among no other number.
+        kept_items: `item, change` of each.
         unknown_words: class -> words that the text encoder does not know.
         warnings: what else the user should know, one line each.
         views: what was asked of each clip; `clean` first.
@@ -53,6 +55,8 @@ class ExtractResult:
     warnings: list[str]
     left_out: int = 0
     left_out_items: list[dict[str, str]] = field(default_factory=list)
+    kept: int = 0
+    kept_items: list[dict[str, str]] = field(default_factory=list)
     views: list[str] = field(default_factory=lambda: ["clean"])
     smaller_batches: dict[str, int] = field(default_factory=dict)
     shares: list[dict[str, Any]] = field(default_factory=list)

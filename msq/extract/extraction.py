@@ -16,6 +16,7 @@ from msq.extract import store_schema as schema
 from msq.extract.class_text import add_text, cut_names
 from msq.extract.crew import Team
 from msq.extract.datasets.dataset import Dataset
+from msq.extract.datasets.survey import kept_items
 from msq.extract.decode_pool import cores, intra_op_threads
 from msq.extract.encoders import ImageEncoder, TextEncoder, VideoEncoder
 from msq.extract.encoders.prompts import Prompt, described
@@ -59,8 +60,12 @@ class Extraction:
         label_known: NDArray[np.bool_] | None = None,
         views: Sequence[View],
         team: Team | None,
+        image_frames: bool = False,
     ) -> None:
         _check_options(video, image, batch, workers, on_degraded)
+        if image_frames and image is None:
+            raise UsageError("image frames: expected an image encoder, found none")
+        self._image_frames = image_frames
         self.out = locate(out)
         self.dataset = dataset
         self._encoders: dict[str, FrameEncoder] = {
@@ -95,6 +100,7 @@ class Extraction:
             "text encoder": None if self._text is None else self._text.spec.slug,
             "prompts": {name: described(prompt) for name, prompt in self._prompts.items()},
             "views": [str(view) for view in self._views],
+            "image frames": self._image_frames,
             "store dtype": self._store_dtype,
             "shard": self.shard,
             "batch": self._batch,
@@ -147,7 +153,8 @@ class Extraction:
             sweep=first,
         )
         for encoder in self._encoders.values():
-            writer.add_encoder(encoder.spec, self._views)
+            frames = self._image_frames and encoder.spec.kind == "image"
+            writer.add_encoder(encoder.spec, self._views, frames)
         cut = []
         if self._text is not None:
             self._unknown = add_text(writer, self._text, self._prompts)
@@ -162,6 +169,12 @@ class Extraction:
             self._views,
         )
         run.warnings += cut
+        if not self._image_frames:
+            run.warnings += [
+                f"{slug}: the store holds its features of each frame, so they are made as well "
+                "(as with --image-frames)"
+                for slug in sorted(writer.image_frames)
+            ]
         run.plan(self._retry_failed, member, first)
         self._run = run
 
@@ -261,6 +274,8 @@ def _result(
         warnings=run.warnings,
         left_out=len(left_out),
         left_out_items=left_out,
+        kept=len(data.kept),
+        kept_items=[*kept_items(data)],
         views=views,
         shares=shares,
         smaller_batches={

@@ -20,6 +20,7 @@ from msq.errors import SpecMismatch, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.claims import claim_store
 from msq.extract.datasets.dataset import Dataset
+from msq.extract.datasets.survey import kept_items
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.extract_result import ExtractResult
 from msq.extract.feature_files import FeatureSource, open_features
@@ -187,6 +188,8 @@ def _result(
         warnings=warnings,
         left_out=len(left_out),
         left_out_items=left_out,
+        kept=len(data.kept),
+        kept_items=[*kept_items(data)],
         encoder=spec.slug,
         spec=spec.line(data.name),
         tokens=spec.tokens,

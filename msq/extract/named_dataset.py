@@ -28,7 +28,8 @@ def read_named(
         classes: file that fixes the class order (`--classes`); relative to the working folder
             where it is there, else to the root.
         task: `multilabel` or `singlelabel` (`--task`); None is the dataset's own.
-        policy: `skip` or `error` (`--policy`), for what cannot be used; None is the dataset's own.
+        policy: `skip`, `error` or `keep` (`--policy`), for what cannot be used; None is the
+            dataset's own.
 
     Raises:
         UsageError: an unknown name or option, no root, `classes` or `task` of a dataset that
@@ -40,6 +41,8 @@ def read_named(
     if classes is not None and "classes" not in adapter.options:
         raise UsageError(f"--classes: dataset {adapter.name} has its own class order; leave it out")
     taken = dict(options)
+    if classes is not None:
+        classes = find_class_file(classes, root)
     for key, value in _asked(classes, task, policy).items():
         if key in adapter.options and taken.setdefault(key, value) != value:
             raise UsageError(f"--{key} {value} and --option {key}={taken[key]}: expected one of "
@@ -56,9 +59,19 @@ def read_named(
     return data
 
 
+def find_class_file(classes: Path, root: Path | None) -> Path:
+    """The file that `--classes` names, absolute: in the working folder, else in the dataset's root.
+
+    One that is in neither is left as it is: the dataset says where it has looked.
+    """
+    folder = None if root is None else root if root.is_dir() else root.parent
+    for path in (classes, *([] if folder is None else [folder / classes])):
+        if path.exists():
+            return path.absolute()
+    return classes
+
+
 def _asked(classes: Path | None, task: str | None, policy: str | None) -> dict[str, str]:
-    """What was asked for, as options; those with a path are relative to the root otherwise."""
-    if classes is not None and classes.exists():
-        classes = classes.absolute()
+    """What was asked for, as options."""
     given = {"classes": classes, "task": task, "policy": policy}
     return {key: str(value) for key, value in given.items() if value is not None}

@@ -45,6 +45,7 @@ def extract(
     label_known: NDArray[np.bool_] | None = None,
     views: Sequence[View] = (CLEAN,),
     team: Team | None = None,
+    image_frames: bool = False,
 ) -> ExtractResult:
     """Fill a feature store with the features of a dataset; what is there already is kept.
 
@@ -71,6 +72,9 @@ def extract(
         views: which looks at each clip; the clean one is always among them. Views that the store
             has and that are not asked for stay as they are.
         team: this worker's place among others that fill the store; None refuses others.
+        image_frames: store the image encoder's features of each frame beside their mean. A store
+            that has them goes on with them whether they are asked for or not; one that has rows
+            of the encoder without them is refused.
 
     Raises:
         SpecMismatch: the store was made in another way; the message lists the difference.
@@ -97,6 +101,7 @@ def extract(
         label_known=label_known,
         views=views,
         team=team,
+        image_frames=image_frames,
     )
     with job.joined() as member:
         job.fill(member)

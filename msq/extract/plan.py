@@ -9,8 +9,9 @@ is None and the caller decodes everything.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import av
@@ -35,25 +36,47 @@ class Run:
     last: int
 
 
-def plan_runs(packets: Sequence[VideoPacket], wanted: Collection[int]) -> list[Run]:
+class NotAsPlanned(Exception):
+    """A run of packets did not give the frames that the packets promise."""
+
+
+def key_places(packets: Sequence[VideoPacket]) -> list[int]:
+    """Where the keyframes are, ascending."""
+    return [i for i, packet in enumerate(packets) if packet.is_keyframe]
+
+
+def plan_runs(
+    packets: Sequence[VideoPacket],
+    wanted: Collection[int],
+    *,
+    keys: Sequence[int] | None = None,
+    join: bool = True,
+) -> list[Run]:
     """Runs of packets that decode every wanted packet, ascending and disjoint.
 
     Args:
         packets: all packets in decode order; the first keyframe comes before every wanted one.
         wanted: positions of the wanted packets.
+        keys: see `key_places`, where they are known already.
+        join: make one run of two that meet; of those that overlap one is made in any case.
     """
-    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    keys = key_places(packets) if keys is None else keys
     runs: list[Run] = []
     for target in sorted(wanted):
-        at = bisect_right(keys, target) - 1
-        if _time(packets[target]) < _time(packets[keys[at]]):
-            at = max(at - 1, 0)  # a leading picture of an open GOP refers to the GOP before
-        first = keys[at]
+        first = run_start(packets, keys, target)
         # A leading picture may reach back over several runs, that of its own keyframe among them.
-        while runs and first <= runs[-1].last + 1:
+        while runs and first <= runs[-1].last + join:
             first = min(first, runs.pop().first)
         runs.append(Run(first, target))
     return runs
+
+
+def run_start(packets: Sequence[VideoPacket], keys: Sequence[int], target: int) -> int:
+    """The keyframe at which decoding has to begin for one wanted packet."""
+    at = bisect_right(keys, target) - 1
+    if _time(packets[target]) < _time(packets[keys[at]]):
+        at = max(at - 1, 0)  # a leading picture of an open GOP refers to the GOP before
+    return keys[at]
 
 
 def decode_planned(
@@ -63,50 +86,78 @@ def decode_planned(
 ) -> dict[int, Pictures] | None:
     """RGB pictures by packet position, None where the runs do not give what the packets promise.
 
-    That is any damage, and a run whose keyframe is none: an H.264 stream that is refreshed bit by
-    bit marks where a refresh begins, and what is decoded from there on is wrong at first.
-
     Args:
         context: the stream's decoder, not used before.
         packets: all packets in decode order, distinct pts.
         wanted: positions of the wanted packets.
     """
-    position = {_time(p): i for i, p in enumerate(packets) if not p.is_discard}
-    idle: Skip = "NONREF" if context.name in _SKIPS_UNREFERENCED else "DEFAULT"
+    places = places_by_time(packets)
     pictures: dict[int, Pictures] = {}
     try:
         for run in plan_runs(packets, wanted):
-            start, previous = _time(packets[run.first]), None
-            begun = packets[run.first].is_discard  # never comes out, so it cannot be looked at
-            for frame in _decode_run(context, packets, run, wanted, idle):
-                if frame.pts is None or (previous is not None and frame.pts <= previous):
-                    return None
-                previous = frame.pts
-                if frame.pts < start:
-                    continue  # leads the run's keyframe: undecodable here, and not asked for
-                begun = begun or frame.pict_type == PictureType.I
-                at = position.get(frame.pts)
-                if at is None or frame.is_corrupt or not begun:
-                    return None
+            part = packets[run.first : run.last + 1]
+            for at, frame in planned_frames(context, part, run, wanted, places):
                 if at in wanted:
                     pictures[at] = to_rgb(frame)
-    except av.FFmpegError:
+    except (NotAsPlanned, av.FFmpegError):
         return None
     return pictures if len(pictures) == len(wanted) else None
 
 
-def _decode_run(
+def places_by_time(packets: Sequence[VideoPacket]) -> dict[int, int]:
+    """Presentation time -> position, of the packets that are shown."""
+    return {_time(p): i for i, p in enumerate(packets) if not p.is_discard}
+
+
+def planned_frames(
     context: VideoCodecContext,
-    packets: Sequence[VideoPacket],
+    packets: Iterable[VideoPacket],
     run: Run,
     wanted: Collection[int],
-    idle: Skip,
-) -> Iterator[av.VideoFrame]:
-    for i in range(run.first, run.last + 1):
-        context.skip_frame = "DEFAULT" if i in wanted or i == run.first else idle
-        yield from context.decode(packets[i])
-    yield from context.decode(None)
+    places: Mapping[int, int],
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames of one run, as they are shown, each with the position of its packet.
+
+    Args:
+        context: the stream's decoder, new or as the run before has left it.
+        packets: those of the run.
+        run: which they are.
+        wanted: positions of packets that must not be skipped.
+        places: see `places_by_time`.
+
+    Raises:
+        NotAsPlanned: any damage, and a run whose keyframe is none: an H.264 stream that is
+            refreshed bit by bit marks where a refresh begins, and what is decoded from there on is
+            wrong at first. The decoder is of no use any more then.
+    """
+    start, previous, begun = 0, None, False
+    for i, packet in enumerate(chain(packets, (None,)), run.first):
+        if packet is not None:
+            skippable = i not in wanted and i != run.first
+            context.skip_frame = _idle(context) if skippable else "DEFAULT"
+            if i == run.first:
+                start = _time(packet)
+                begun = packet.is_discard  # never comes out, so it cannot be looked at
+        try:
+            shown = context.decode(packet)
+        except av.FFmpegError as error:
+            raise NotAsPlanned from error
+        for frame in shown:
+            if frame.pts is None or (previous is not None and frame.pts <= previous):
+                raise NotAsPlanned
+            previous = frame.pts
+            if frame.pts < start:
+                continue  # leads the run's keyframe: undecodable here, and not asked for
+            begun = begun or frame.pict_type == PictureType.I
+            at = places.get(frame.pts)
+            if at is None or frame.is_corrupt or not begun:
+                raise NotAsPlanned
+            yield at, frame
     context.flush_buffers()
+
+
+def _idle(context: VideoCodecContext) -> Skip:
+    return "NONREF" if context.name in _SKIPS_UNREFERENCED else "DEFAULT"
 
 
 def _time(packet: VideoPacket) -> int:

@@ -16,6 +16,7 @@ from msq.errors import StoreError, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.atomic import TEMPORARY_SUFFIX
 from msq.extract.datasets.dataset import Dataset
+from msq.extract.datasets.survey import kept_items
 from msq.extract.encoders import TextEncoder
 from msq.extract.encoders.prompts import Prompt, described, parse_prompts
 from msq.extract.encoders.spec import EncoderSpec
@@ -40,14 +41,16 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     Returns:
         JSON-able: `store, exists, dataset, task, clips, splits{NAME: clips}, classes, missing`
         (clips without a file), `skipped, skipped_items[{item, reason}]`, `left_out,
-        left_out_items` (likewise, by the dataset's own rules),
+        left_out_items` (likewise, by the dataset's own rules), `kept, kept_items[{item, change}]`
+        (what the policy `keep` changed),
         `encoders{NAME: {kind, spec, stored, bytes, views, frames{total, pending},
         shards{total, done, pending}}}` (`views` the names of those asked for; frames to be
         encoded; shards count once for each view, and views of earlier runs count as done),
         `text{NAME: {spec, prompts{NAME: template}, unknown_words{CLASS: words}}}`,
-        `bytes{features, times, status, other, total, pending}` (files of the finished store;
-        `other` is metadata, clips, labels and text; failed clips take none of theirs; `pending`
-        is what this run would write), `shards{total, done, pending}` (done: for every encoder),
+        `bytes{features, image_frames, times, status, other, total, pending}` (files of the
+        finished store; `image_frames` are image features of each frame, 0 where it has none,
+        `other` is metadata, clips, labels and text; failed clips take none of theirs; `pending` is
+        what this run would write), `shards{total, done, pending}` (done: for every encoder),
         `failed` (clips that earlier runs recorded as failed), `free_bytes` where the store lies or
         would lie, `enough` (free for what is pending); both None for a store behind a URL;
         `expected` (time of what is pending, see `expected_time`).
@@ -63,7 +66,7 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     out = locate(request.out or Path(f"{slug(data.name)}.zarr"))
     look = _Look(out, data, store_dtype=request.store_dtype, shard=request.shard)
     for spec in specs.values():
-        look.add_encoder(spec, views)
+        look.add_encoder(spec, views, request.image_frames and spec.kind == "image")
     prompts = parse_prompts(request.prompts)
     texts = {} if text is None else {text.spec.slug: _text(look, text, prompts)}
     todo = {name: _todo(look, name, views) for name in specs}
@@ -93,6 +96,8 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
         "skipped_items": [{"item": item, "reason": reason} for item, reason in data.unusable],
         "left_out": len(data.left_out),
         "left_out_items": [{"item": item, "reason": reason} for item, reason in data.left_out],
+        "kept": len(data.kept),
+        "kept_items": [*kept_items(data)],
         "encoders": {
             name: {
                 "kind": spec.kind,
@@ -130,6 +135,7 @@ def require_space(
     *,
     views: int,
     store_dtype: schema.StoreDtype,
+    image_frames: bool = False,
 ) -> None:
     """Refuse to begin a store that cannot fit on its disk, before any clip is decoded.
 
@@ -142,6 +148,7 @@ def require_space(
         specs: of the encoders.
         views: of each clip.
         store_dtype: of the features.
+        image_frames: whether those of each frame are stored, too.
 
     Raises:
         StoreError: less space is free than the features take.
@@ -149,6 +156,8 @@ def require_space(
     if not is_local(out) or out.exists():
         return
     arrays = [schema.feature_arrays(spec, store_dtype)[0] for spec in specs]
+    if image_frames:
+        arrays += [schema.frame_array(s, store_dtype) for s in specs if s.kind == "image"]
     row = views * sum(array.row_bytes + CRC_BYTES for array in arrays)
     free = _free_bytes(out)
     if free is None or free >= row * len(data.clips):
@@ -204,13 +213,15 @@ class _Look(StoreWriter):
 class _Sizes:
     """Bytes of one encoder's files, by part: what the shard writer makes of full rows."""
 
-    PARTS = ("features", "times", "status")
+    PARTS = ("features", "image_frames", "times", "status")
 
     def __init__(self, look: StoreWriter, spec: EncoderSpec) -> None:
         self._look = look
-        self._arrays = dict(
-            zip(self.PARTS, schema.feature_arrays(spec, look.store_dtype), strict=False)
-        )
+        groups = {schema.IMAGE_FRAMES: "image_frames", "time": "times"}
+        self._arrays = {
+            groups.get(array.name.partition("/")[0], "features"): array
+            for array in look.arrays(spec.slug)
+        }
         self.whole = self._parts([*range(look.shards)] * len(look.views[spec.slug]))
 
     def of(self, shards: list[int]) -> int:
@@ -219,7 +230,7 @@ class _Sizes:
 
     def _parts(self, shards: list[int]) -> dict[str, int]:
         rows = sum(len(self._look.rows(shard)) for shard in shards)
-        parts = {}
+        parts = dict.fromkeys(self.PARTS, 0)
         for part, array in self._arrays.items():
             parts[part] = rows * (array.row_bytes + CRC_BYTES)
             if array.sharded:

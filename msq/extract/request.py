@@ -40,7 +40,8 @@ class ExtractRequest:
     dataset's own then, `multilabel` and `skip` for a manifest.
 
     Raises:
-        UsageError: settings that contradict the protocol; the message lists them all.
+        UsageError: settings that contradict the protocol; the message lists them all. Image
+            features of each frame without an image encoder.
     """
 
     protocol: Protocol = "paper"
@@ -51,7 +52,7 @@ class ExtractRequest:
     out: Path | None = None
     classes: Path | None = None
     task: Literal["multilabel", "singlelabel"] | None = None
-    policy: Literal["skip", "error"] | None = None
+    policy: Literal["skip", "error", "keep"] | None = None
     limit: int | None = None
     video_encoder: str = EMBEDDED
     image_encoder: str = EMBEDDED
@@ -81,9 +82,10 @@ class ExtractRequest:
     devices: str | None = None
     scheduler: str | None = None
     join: bool = False
+    image_frames: bool = False
 
     def __post_init__(self) -> None:
-        """Fill in what the protocol sets, and refuse what contradicts it."""
+        """Fill in what the protocol sets, and refuse what contradicts it, or itself."""
         if self.protocol not in EXTRACT_FIXED:
             known = ", ".join(EXTRACT_FIXED)
             raise UsageError(f"--protocol {self.protocol}: expected one of {known}")
@@ -94,6 +96,8 @@ class ExtractRequest:
         given = {k: (v, self.options[k]) for k, v in wanted.items() if k in self.options}
         found = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(self).items()}
         require_making(self.protocol, found, given)
+        if self.image_frames and self.image_encoder == NONE:
+            raise UsageError("--image-frames: expected an --image-encoder, found none")
 
     def _protocol_options(self) -> dict[str, str]:
         name = None if self.dataset is None else find_adapter(self.dataset).name
@@ -289,6 +293,7 @@ class ExtractRequest:
             [encoder.spec for encoder in (video, image) if encoder is not None],
             views=len(views),
             store_dtype=self.store_dtype,
+            image_frames=self.image_frames,
         )
         return Extraction(
             data,
@@ -306,6 +311,7 @@ class ExtractRequest:
             progress=progress,
             views=views,
             team=team,
+            image_frames=self.image_frames,
         )
 
     def noted(self, data: Dataset, result: ExtractResult) -> ExtractResult:

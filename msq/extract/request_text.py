@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msq.extract.location import absolute, locate
+from msq.extract.named_dataset import find_class_file
 from msq.extract.request import ExtractRequest, split_clip_name
 
 _PATHS = ("manifest", "root", "out", "classes")
@@ -32,11 +33,16 @@ def read_request(text: str) -> ExtractRequest:
 
 
 def anchored(request: ExtractRequest) -> ExtractRequest:
-    """The same request with absolute paths, for processes that run in other folders."""
+    """The same request with absolute paths, for processes that run in other folders.
+
+    A class file is looked for here, where the user is, and not by the workers.
+    """
     found: dict[str, Any] = {}
     for name in _PATHS:
         if (path := getattr(request, name)) is not None:
             found[name] = absolute(locate(path))
+    if request.classes is not None and request.dataset is not None:
+        found["classes"] = find_class_file(request.classes, request.root)
     for name in _WEIGHTS:
         if (weights := getattr(request, name)) is not None:
             found[name] = _anchored_weights(weights)

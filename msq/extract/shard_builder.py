@@ -7,7 +7,7 @@ waits for the host.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -46,9 +46,16 @@ def encode_pixels(encoder: FrameEncoder, pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         Tokens `[B, S, D']`, or image features averaged over frames `[B, D'']`.
     """
-    spec = encoder.spec
-    features = encoder(normalise(pixels, spec.mean, spec.std))
-    return features.mean(dim=1) if spec.kind == "image" else features
+    return _pooled(encoder, _forward(encoder, pixels))
+
+
+def _forward(encoder: FrameEncoder, pixels: torch.Tensor) -> torch.Tensor:
+    """What an encoder gives: tokens `[B, S, D']`, or image features of each frame `[B, T, D'']`."""
+    return encoder(normalise(pixels, encoder.spec.mean, encoder.spec.std))
+
+
+def _pooled(encoder: FrameEncoder, features: torch.Tensor) -> torch.Tensor:
+    return features.mean(dim=1) if encoder.spec.kind == "image" else features
 
 
 def to_disk(features: torch.Tensor, store_dtype: str) -> NDArray[np.generic]:
@@ -79,6 +86,7 @@ class ShardBuilder:
         parts: which encoders and views; None for the clean view of all encoders.
         senders: device -> what brings frames there; made here where it is missing.
         timed: told of every batch that was encoded.
+        image_frames: names of the image encoders whose features of each frame are kept, too.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class ShardBuilder:
         *,
         senders: dict[torch.device, Sender] | None = None,
         timed: Timed | None = None,
+        image_frames: Collection[str] = (),
     ) -> None:
         self._clips = clips
         self._first = first
@@ -106,17 +115,15 @@ class ShardBuilder:
         }
         self._senders = {} if senders is None else senders
         self._timed = timed
-        self._arriving: deque[tuple[Part, list[Decoded], Arriving]] = deque()
+        self._image_frames = image_frames
+        self._arriving: deque[tuple[Part, list[Decoded], Arriving, Arriving | None]] = deque()
         self.rows: dict[Part, ShardRows] = {}
         self.failures: list[Failure] = []
         for part in self.parts:
-            features, times = schema.feature_arrays(encoders[part[0]].spec, store_dtype)
-            count = len(clips)
-            self.rows[part] = ShardRows(
-                np.zeros((count, *features.row), dtype=features.dtype),
-                np.full((count, *times.row), np.nan, dtype=np.float32),
-                np.zeros(count, dtype=np.uint8),
+            arrays = schema.large_arrays(
+                encoders[part[0]].spec, store_dtype, part[0] in image_frames
             )
+            self.rows[part] = ShardRows.blank(arrays, len(clips))
 
     def add(self, window: Sequence[Decoded]) -> None:
         """Encode one window of rows; its frames may be overwritten afterwards.
@@ -174,23 +181,26 @@ class ShardBuilder:
         if key not in sent:
             sender = self._senders.setdefault(device, Sender(device))
             sent[key] = sender.send([clip.frames[which] for clip in clips])
-        arriving = Arriving(encode_pixels(encoder, sent[key]), _TORCH[self._store_dtype], began)
-        self._arriving.append((part, clips, arriving))
+        features, dtype = _forward(encoder, sent[key]), _TORCH[self._store_dtype]
+        arriving = Arriving(_pooled(encoder, features), dtype, began)
+        frames = Arriving(features, dtype, began) if part[0] in self._image_frames else None
+        self._arriving.append((part, clips, arriving, frames))
 
     def _fetch(self) -> None:
         """The oldest features under way into their rows."""
-        part, clips, arriving = self._arriving.popleft()
+        part, clips, arriving, frames = self._arriving.popleft()
         which, slug = self._picture[part], part[0]
         fetched, finite, seconds = arriving.fetch()
         if self._timed is not None:
             self._timed(slug, len(clips) * self._encoders[slug].spec.frames, seconds)
         rows, values = self.rows[part], _as_array(fetched)
-        for place, (clip, value, ok) in enumerate(zip(clips, values, finite, strict=True)):
-            if not ok:
-                reason = (
-                    f"features of {slug} are not finite as {self._store_dtype} "
-                    f"(largest magnitude {arriving.largest(place):.4g}); try --store-dtype float32"
-                )
+        made = [(f"features of {slug}", arriving, finite)]
+        if frames is not None and rows.frames is not None:
+            fetched, finite, _ = frames.fetch()
+            made.append((f"features of each frame of {slug}", frames, finite))
+            rows.frames[[clip.row - self._first for clip in clips]] = _as_array(fetched)
+        for place, (clip, value) in enumerate(zip(clips, values, strict=True)):
+            if (reason := self._overflow(made, place)) is not None:
                 self._mark(part, clip.row, schema.UNDECODABLE, reason, "")
                 continue
             rows.features[clip.row - self._first] = value
@@ -200,6 +210,16 @@ class ShardBuilder:
                 rows.status[clip.row - self._first] = schema.OK
             else:
                 self._mark(part, clip.row, schema.DEGRADED, degraded, clip.message)
+
+    def _overflow(self, made: Sequence[tuple[str, Arriving, list[bool]]], place: int) -> str | None:
+        """Why the features of one clip of a batch cannot be stored; None where they can."""
+        for what, arriving, finite in made:
+            if not finite[place]:
+                return (
+                    f"{what} are not finite as {self._store_dtype} "
+                    f"(largest magnitude {arriving.largest(place):.4g}); try --store-dtype float32"
+                )
+        return None
 
     def _mark(self, part: Part, row: int, status: int, reason: str, message: str) -> None:
         place = row - self._first

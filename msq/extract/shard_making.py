@@ -13,9 +13,9 @@ from itertools import chain
 
 import torch
 
-from msq.errors import MsqError
+from msq.errors import MsqError, is_out_of_memory
 from msq.extract.decode_pool import Decoded, DecodeTask, decode_in_order
-from msq.extract.device_batches import Sender, free_memory, is_out_of_memory
+from msq.extract.device_batches import Sender, free_memory
 from msq.extract.extract_result import Stages
 from msq.extract.shard_builder import FrameEncoder, OnDegraded, Part, ShardBuilder
 from msq.extract.store_writer import StoreWriter
@@ -119,6 +119,7 @@ class ShardMaker:
             parts,
             senders=self._senders,
             timed=lambda slug, frames, s: self._stages.add(f"encode {slug}", frames, s),
+            image_frames=self._writer.image_frames,
         )
         done = failed = 0
         for first in range(rows.start, rows.stop, self.batch):

@@ -110,11 +110,7 @@ class ShardPlan:
     def _fits(self, parts: Sequence[Part]) -> bool:
         """Whether a pass with these parts stays within what it may hold."""
         pictures = pictures_of(parts, self._encoders)
-        rows = sum(
-            array.row_bytes
-            for slug, _ in parts
-            for array in schema.feature_arrays(self._encoders[slug].spec, self._writer.store_dtype)
-        )
+        rows = sum(array.row_bytes for slug, _ in parts for array in self._writer.arrays(slug))
         return (
             sum(choice.frames for choice in {_choice(p) for p in pictures}) <= FRAMES_AT_ONCE
             and self._batch * sum(p.bytes for p in pictures) <= WINDOW_BYTES

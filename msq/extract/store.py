@@ -128,6 +128,26 @@ class FeatureStore(StoreFolder):
         """Image features, mean over frames, `[n, D'']` in the stored dtype; as `tokens`."""
         return self._features("image", rows, encoder, view)
 
+    def image_frames(
+        self, rows: Rows = None, encoder: str | None = None, view: int | View = 0
+    ) -> torch.Tensor:
+        """Image features of each frame `[n, T, D'']` in the stored dtype; as `tokens`.
+
+        `image` is their mean over T, taken before both were rounded to the stored dtype; `time`
+        has the seconds of the frames.
+
+        Raises:
+            StoreError: as `tokens`, or the store holds the mean alone.
+        """
+        slug = self._choose(self.encoders("image"), encoder, "image encoder")
+        if not self.has_image_frames(slug):
+            raise StoreError(
+                f"{self.path}: no features of each frame of {slug!r} (expected "
+                f"{schema.IMAGE_FRAMES}/{slug}): it was extracted without --image-frames, and "
+                f"image/{slug} holds their mean; extract with --image-frames into another store"
+            )
+        return self._read(schema.IMAGE_FRAMES, rows, slug, view)
+
     def time(
         self, rows: Rows = None, encoder: str | None = None, view: int | View = 0
     ) -> torch.Tensor:

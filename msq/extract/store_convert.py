@@ -9,6 +9,7 @@ from typing import Any
 
 from msq.errors import SpecMismatch, StoreError, UsageError
 from msq.extract import store_schema as schema
+from msq.extract.copied_versions import begin_copy
 from msq.extract.location import locate
 from msq.extract.store import FeatureStore, open_store
 from msq.extract.store_copy import Progress, Row, claim_target, copy_rows, copy_text
@@ -100,9 +101,13 @@ def convert_store(
             "some clips were left out: msq extract does not add to such a store, since it knows "
             "the cuts of none; extract into the whole one and convert again"
         )
+    sources = [Row(store, row) for row in rows]
     with claim_target(target):
+        begin_copy(
+            target, dataset, sources, [s for s in store.encoders() if s not in drop], "convert"
+        )
         copied = copy_rows(
-            [Row(store, row) for row in rows],
+            sources,
             target,
             dataset,
             kept,
@@ -163,9 +168,11 @@ def merge_stores(
         recorded_hash=joined_hash("merge", [part.recorded_hash for part in parts]),
     )
     encoders = [*first.encoders("video"), *first.encoders("image")]
+    rows = [Row(store, row) for store in stores for row in range(len(store))]
     with claim_target(target):
+        begin_copy(target, dataset, rows, first.encoders(), "merge")
         copied = copy_rows(
-            [Row(store, row) for store in stores for row in range(len(store))],
+            rows,
             target,
             dataset,
             encoders,
@@ -218,6 +225,9 @@ def _encoder_difference(
                 return [f"{slug}: other class embeddings for prompt {prompt!r}"]
         mine.pop("template", None)
     lines = encoder_difference(mine, theirs)
+    if kind == "image" and first.has_image_frames(slug) != other.has_image_frames(slug):
+        words = ["with" if s.has_image_frames(slug) else "without" for s in (first, other)]
+        lines.append(f"{slug}: {words[0]} features of each frame in the first, {words[1]} here")
     if kind != "text" and first.views(slug) != other.views(slug):
         views = [", ".join(map(str, store.views(slug))) for store in (first, other)]
         lines.append(f"{slug}: views {views[0]} in the first, {views[1]} here")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msq.errors import StoreError, UsageError
+from msq.errors import SpecMismatch, StoreError, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.claims import claim_store
 from msq.extract.encoders.spec import EncoderSpec
@@ -97,7 +97,13 @@ def copy_rows(
         )
         spec = first.spec(slug, kind)
         kept = [v for v in first.views(slug) if views is None or v in views]
-        writer.add_encoder(spec, kept)
+        frames = first.has_image_frames(slug)
+        writer.add_encoder(spec, kept, frames)
+        if slug in writer.image_frames and not frames:
+            raise SpecMismatch(
+                f"{out}: holds features of each frame of {slug}, and {first.path} has none to "
+                "copy; write to another store"
+            )
         for view in kept:
             for number in range(writer.shards):
                 if not writer.is_done(slug, number, view):
@@ -156,13 +162,7 @@ def _copy_shard(
 ) -> int:
     """Copy one view of one shard; returns how many rows of it can be read."""
     numbers = writer.rows(shard)
-    features, times = schema.feature_arrays(writer.specs[slug], writer.store_dtype)
-    count = len(numbers)
-    data = ShardRows(
-        np.zeros((count, *features.row), dtype=features.dtype),
-        np.full((count, *times.row), np.nan, dtype=np.float32),
-        np.zeros(count, dtype=np.uint8),
-    )
+    data = ShardRows.blank(writer.arrays(slug), len(numbers))
     failures: list[Failure] = []
     batches: set[int] = set()
     groups: dict[int, list[int]] = {}
@@ -175,10 +175,13 @@ def _copy_shard(
         readable = np.isin(data.status[places], _READABLE)
         here = np.asarray(places)[readable]
         if len(here):
-            read = store.tokens if kind == "video" else store.image
-            values = read(own[readable], slug, view)
-            _check_exact(store, values, own[readable], writer.store_dtype, lossy, slug)
-            data.features[here] = to_disk(values.float(), writer.store_dtype)
+            read = {"features": store.tokens if kind == "video" else store.image}
+            if data.frames is not None:
+                read["frames"] = store.image_frames
+            for name, reader in read.items():
+                values = reader(own[readable], slug, view)
+                _check_exact(store, values, own[readable], writer.store_dtype, lossy, slug)
+                getattr(data, name)[here] = to_disk(values.float(), writer.store_dtype)
             data.times[here] = store.time(own[readable], slug, view).numpy()
         failures += _failures(store, dict(zip(own.tolist(), places, strict=True)), numbers.start,
                               slug, view)  # fmt: skip

@@ -61,7 +61,12 @@ class ExportResult:
 
 
 def export_store(
-    source: str | Path, out: str | Path, *, encoder: str | None = None, view: int | View = 0
+    source: str | Path,
+    out: str | Path,
+    *,
+    encoder: str | None = None,
+    view: int | View = 0,
+    image_frames: bool = False,
 ) -> ExportResult:
     """Write one encoder's features to a file, or the whole store to one zip file.
 
@@ -71,9 +76,11 @@ def export_store(
             folder with an npy file per clip. A URL is written by one call per file.
         encoder: name of the video or image encoder; not needed where there is one.
         view: which view of it.
+        image_frames: an image encoder's features of each frame `[T, D'']` instead of their mean;
+            a zip file has both.
 
     Raises:
-        StoreError: rows that cannot be read.
+        StoreError: rows that cannot be read, or no features of each frame.
         UsageError: another suffix, something is there already, or a clip's id can be no file.
     """
     store, target = open_store(source), locate(out)
@@ -87,14 +94,16 @@ def export_store(
     if write is None:
         known = ", ".join((*_WRITERS, ".zip"))
         raise UsageError(f"{target}: expected a name that ends in {known}, or without a suffix")
-    names = [*store.encoders("video"), *store.encoders("image")]
+    kinds = ("image",) if image_frames else ("video", "image")
+    names = [name for kind in kinds for name in store.encoders(kind)]
     if encoder is None and len(names) == 1:
         encoder = names[0]
     if encoder not in names:
         raise UsageError(
-            f"{store.path}: --encoder {encoder or ''}: expected one of {', '.join(names)}"
+            f"{store.path}: --encoder {encoder or ''}: expected one of "
+            f"{', '.join(names) or 'the image encoders, found none'}"
         )
-    rows = Rows(store, encoder, view)
+    rows = Rows(store, encoder, view, image_frames)
     if suffix:
         _deliver(target, lambda file: write(rows, file))
     else:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from msq.errors import StoreError, StoreNotFound
 from msq.extract import store_schema as schema
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.image_frames import has_image_frames
 from msq.extract.location import zarr_store
 from msq.extract.row_index import Rows, row_numbers
 from msq.extract.store_array import ZARR_ERRORS, StoreArray
@@ -80,6 +81,21 @@ class StoreFolder:
         names = [str(p["name"]) for p in self.attributes.get("partitions", ())]
         return {name: self._strings(f"partition/{name}") for name in names}
 
+    def rows(self, *splits: str) -> torch.Tensor:
+        """Rows `[n]` int64 of the clips of some splits, in store order, whatever their status.
+
+        Args:
+            splits: `train`, `val` or `test`; of several the rows of all.
+
+        Raises:
+            StoreError: no split is named, or one that no clip is in.
+        """
+        there = list(dict.fromkeys(self.splits))
+        for name in splits or ("",):
+            self._need(name, there, "split")
+        found = [row for row, split in enumerate(self.splits) if split in splits]
+        return torch.tensor(found, dtype=torch.long)
+
     @property
     def variant(self) -> str:
         """Which reading of the dataset this is; "" where there is one only."""
@@ -133,6 +149,10 @@ class StoreFolder:
     def shard(self, encoder: str) -> int:
         """Rows of one shard of a video or image encoder."""
         return max(1, int(self._attributes(encoder, None).get("shard", 64)))
+
+    def has_image_frames(self, encoder: str) -> bool:
+        """Whether an image encoder's features of each frame are here, be they damaged."""
+        return has_image_frames(self.path, encoder)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one array, by its path in the store."""

@@ -10,7 +10,7 @@ import msq
 from msq.extract.location import is_local
 from msq.extract.store import FeatureStore
 from msq.extract.store_records import batches_in
-from msq.extract.store_schema import FAILURES
+from msq.extract.store_schema import FAILURES, array_names
 from msq.extract.store_seal import KEY
 
 STATUS = ("missing", "ok", "failed", "degraded")  # by the store's status code
@@ -31,6 +31,8 @@ def inspect_store(store: FeatureStore) -> dict[str, Any]:
         "metric": store.metric,
         "version": store.attributes.get("version"),
         "versions": dict(store.attributes.get("versions", {})),
+        "made_with": dict(store.attributes.get("made_with", {})),
+        "copied_by": store.attributes.get("copied_by"),
         "msq": msq.__version__,
         "metadata_digests": KEY in store.attributes,
         "clips": len(store),
@@ -63,8 +65,7 @@ def _encoder(store: FeatureStore, slug: str, kind: str, sizes: dict[str, int]) -
         {"view": str(view), **_counts(store.status(slug, view))} for view in store.views(slug)
     ]
     making = store.making(slug, kind)
-    group = {"video": "tokens", "image": "image"}[kind]
-    names = (f"{group}/{slug}", f"time/{slug}", f"status/{slug}")
+    names = array_names(kind, slug, store.has_image_frames(slug))
     done = sum(view["ok"] + view["degraded"] for view in views)
     return {
         "kind": kind,

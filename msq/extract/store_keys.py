@@ -120,22 +120,30 @@ def encoder_keys(
     store_dtype: schema.StoreDtype,
     shard: int,
     views: Sequence[View] = (CLEAN,),
+    image_frames: bool = False,
 ) -> dict[str, bytes]:
-    """Metadata of features, time and status of one video or image encoder."""
+    """Metadata of features, time and status of one video or image encoder.
+
+    With `image_frames` that of its features of each frame, too.
+    """
     keys = StoreKeys()
     attributes = {
         **schema.encoder_attributes(spec, dataset_name, store_dtype, shard),
         **attributes_of(views),
     }
     token, channel, frame = schema.encoder_dimensions(spec.slug)
-    features, times = schema.feature_arrays(spec, store_dtype)
-    named = {2: (token, channel), 1: (channel,)}[len(features.row)]
-    for array, dimensions in ((features, named), (times, (frame,))):
+    dimensions = {
+        "tokens": (token, channel),
+        "image": (channel,),
+        schema.IMAGE_FRAMES: (frame, channel),
+        "time": (frame,),
+    }
+    for array in schema.large_arrays(spec, store_dtype, image_frames):
         keys.array(
             array.name,
             (clips, len(views), *array.row),
             array.dtype,
-            ("clip", "view", *dimensions),
+            ("clip", "view", *dimensions[array.name.partition("/")[0]]),
             chunks=(1, 1, *array.row),
             shards=(shard, 1, *array.row) if array.sharded else None,
             fill=array.fill,
@@ -150,6 +158,13 @@ def encoder_keys(
         attributes=attributes,
     )
     return _below(keys, slug=spec.slug)
+
+
+def image_frames_group() -> dict[str, bytes]:
+    """The group of features of each frame, which a store has where some were asked for."""
+    keys = StoreKeys()
+    keys.group(schema.IMAGE_FRAMES)
+    return {k: v for k, v in keys.keys().items() if k.startswith(f"{schema.IMAGE_FRAMES}/")}
 
 
 def text_keys(

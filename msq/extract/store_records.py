@@ -9,7 +9,7 @@ which may change the last bits of features.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msq.extract.store_schema import IMAGE_FRAMES, FeatureArray
 from msq.extract.store_seal import RECORD_KEY, record_is_whole, sealed_record
 
 _CLEAN = "clean"
@@ -30,11 +31,31 @@ class ShardRows:
         features: `[n, ...]` in the array's dtype on disk; rows that failed hold anything.
         times: `[n, T]` float32, seconds of the sampled frames, NaN where unknown.
         status: `[n]` uint8, one of the codes of `store_schema`.
+        frames: `[n, T, D'']`, an image encoder's features of each frame, where the store has
+            them; else None.
     """
 
     features: NDArray[np.generic]
     times: NDArray[np.float32]
     status: NDArray[np.uint8]
+    frames: NDArray[np.generic] | None = None
+
+    @classmethod
+    def blank(cls, arrays: Sequence[FeatureArray], count: int) -> ShardRows:
+        """`count` rows of which nothing is known, for `arrays` as `StoreState.arrays` has them."""
+        features, *_, times = arrays
+        per_frame = [array for array in arrays if array.name.startswith(f"{IMAGE_FRAMES}/")]
+        return cls(
+            np.zeros((count, *features.row), dtype=features.dtype),
+            np.full((count, *times.row), np.nan, dtype=np.float32),
+            np.zeros(count, dtype=np.uint8),
+            *(np.zeros((count, *array.row), dtype=array.dtype) for array in per_frame),
+        )
+
+    def values(self) -> tuple[NDArray[np.generic], ...]:
+        """All but the status, in the order of `StoreState.arrays`."""
+        frames = () if self.frames is None else (self.frames,)
+        return self.features, *frames, self.times
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from msq.extract import store_schema as schema
 from msq.extract.atomic import remove_file, remove_temporaries, write_file
 from msq.extract.claims import claim_store
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.image_frames import has_image_frames
 from msq.extract.location import is_archive, is_local
 from msq.extract.store_folder import read_root
 from msq.extract.store_keys import StoreKeys, encoder_keys
@@ -28,7 +29,8 @@ from msq.extract.store_seal import layout_is_changed, read_metadata, recorded_di
 from msq.extract.store_verify import verify_store
 from msq.extract.store_views import views_in
 
-_GROUPS = ("tokens", "image", "time", "status", "text", "partition")
+_ARRAYS = ("tokens", "image", schema.IMAGE_FRAMES, "time", "status")
+_GROUPS = (*_ARRAYS, "text", "partition")
 _ROWS = ("status", "data", "values", "contradiction", "uncommitted", "sample")
 
 
@@ -104,7 +106,7 @@ class _Work:
             return
         group, _, rest = problem.file.removesuffix("/zarr.json").partition("/")
         slug = rest.partition("/")[0]
-        if group in ("tokens", "image", "time", "status") and rest:
+        if group in _ARRAYS and rest:
             self._encoder(problem, group, slug)
         elif group in _GROUPS and rest.count("/") == 0 and (group == "text" or not rest):
             self._group(problem.file)
@@ -171,9 +173,9 @@ class _Work:
         file = file or problem.file
         if file in self._gone:
             return
-        self._gone.add(file)
         content = self._rebuilt(group, slug).get(file)
         if content is not None:
+            self._gone.add(file)
             self._done.actions.append(f"{file}: written again from the other arrays of {slug}")
             if not self._done.dry_run:
                 write_file(self._path / file, [content])
@@ -192,7 +194,8 @@ class _Work:
         except MsqError:
             return {}
         kinds = ("video", "image")
-        names = dict.fromkeys(n for kind in kinds for n in schema.array_names(kind, slug))
+        frames = has_image_frames(self._path, slug)
+        names = dict.fromkeys(n for kind in kinds for n in schema.array_names(kind, slug, frames))
         for sister in reversed(names):
             try:
                 document = read_metadata(self._path / sister / "zarr.json")
@@ -202,7 +205,13 @@ class _Work:
                 if layout_is_changed(document) or spec.fingerprint(name) != attributes["spec_hash"]:
                     continue
                 content = encoder_keys(
-                    spec, name, clips, attributes["store_dtype"], int(attributes["shard"]), views
+                    spec,
+                    name,
+                    clips,
+                    attributes["store_dtype"],
+                    int(attributes["shard"]),
+                    views,
+                    frames,
                 )
             except (MsqError, FileNotFoundError, KeyError, TypeError, ValueError):
                 continue

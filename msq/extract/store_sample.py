@@ -119,6 +119,7 @@ def _check_row(
     partitions = {name: splits[first:stop] for name, splits in dataset.partitions.items()}
     window = replace(dataset, clips=dataset.clips[first:stop], partitions=partitions)
     dtype: Any = store.store_dtype(slug)
+    frames = store.has_image_frames(slug)
     with tempfile.TemporaryDirectory(prefix="msq-verify-") as folder:
         out = Path(folder) / "again.zarr"
         extract(
@@ -131,6 +132,7 @@ def _check_row(
             batch=batch,
             workers=0,
             views=[view],
+            image_frames=frames,
         )
         again = open_store(out)
         made = encoder.spec.slug
@@ -138,29 +140,50 @@ def _check_row(
         here = int(again.status(made, view)[row - first])
         values = None
         if here in (schema.OK, schema.DEGRADED):
-            values = (again.tokens if kind == "video" else again.image)([row - first], made, view)
-    stored = (store.tokens if kind == "video" else store.image)([row], slug, view)
-    file = store.path / schema.FEATURE_GROUP[kind] / slug
-    said = f"{file}: clip {store.clips[row]!r}, view {view}"
-    if values is None:
-        message = f"{said}: cannot be extracted again: {reasons.get(row - first, 'no reason')}"
-    elif values.equal(stored):
-        found.equal += 1
-        return
-    else:
-        scale = float(stored.to(torch.float64).abs().max())
-        off = float((values.to(torch.float64) - stored.to(torch.float64)).abs().max())
-        allowed = tolerance(encoder.spec, dtype)
-        if off <= allowed * scale:
-            return
-        message = (
-            f"{said}: extracted again it differs by {off:.4g}, which is {off / scale:.2g} of its "
-            f"largest value; expected at most {allowed:.2g}"
-            if scale
-            else f"{said}: stored as zeros, extracted again it is not"
-        )
+            values = _values(again, kind, frames, row - first, made, view)
+    equal = True
     number = list(store.views(slug)).index(view)
-    inside = str(file.relative_to(store.path))
-    found.problems.append(
-        Problem("sample", inside, message, (store.clips[row],), slug, number, row // size)
+    for group, stored in _values(store, kind, frames, row, slug, view).items():
+        file = store.path / group / slug
+        said = f"{file}: clip {store.clips[row]!r}, view {view}"
+        if values is None:
+            message = f"{said}: cannot be extracted again: {reasons.get(row - first, 'no reason')}"
+        elif values[group].equal(stored):
+            continue
+        else:
+            message = _difference(said, stored, values[group], tolerance(encoder.spec, dtype))
+        equal = False
+        if message:
+            clips = (store.clips[row],)
+            inside = str(file.relative_to(store.path))
+            found.problems.append(
+                Problem("sample", inside, message, clips, slug, number, row // size)
+            )
+            break
+    found.equal += equal
+
+
+def _values(
+    store: FeatureStore, kind: str, frames: bool, row: int, slug: str, view: View
+) -> dict[str, torch.Tensor]:
+    """Group -> features of one row: those of the encoder, and of each frame where they are."""
+    values = {
+        schema.FEATURE_GROUP[kind]: (store.tokens if kind == "video" else store.image)(
+            [row], slug, view
+        )
+    }
+    return values | ({schema.IMAGE_FRAMES: store.image_frames([row], slug, view)} if frames else {})
+
+
+def _difference(said: str, stored: torch.Tensor, again: torch.Tensor, allowed: float) -> str:
+    """Why a row is not what it should be; nothing where another machine may have made it."""
+    scale = float(stored.to(torch.float64).abs().max())
+    off = float((again.to(torch.float64) - stored.to(torch.float64)).abs().max())
+    if off <= allowed * scale:
+        return ""
+    if not scale:
+        return f"{said}: stored as zeros, extracted again it is not"
+    return (
+        f"{said}: extracted again it differs by {off:.4g}, which is {off / scale:.2g} of its "
+        f"largest value; expected at most {allowed:.2g}"
     )

@@ -25,6 +25,7 @@ StoreDtype = Literal["float16", "float32", "bfloat16"]
 # What the bytes on disk are, by the name that stands in the attributes.
 DISK_DTYPE: dict[str, str] = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
 FEATURE_GROUP = {"video": "tokens", "image": "image", "text": "text"}
+IMAGE_FRAMES = "image_frames"  # group of what image encoders say of each frame, on request
 FAILURES = "failures"
 FAILURES_NOTE = {"about": "one JSON file per shard with clips that failed or decoded only in part"}
 CONVERTED = "converted_from"  # the number type before `msq store convert` made it wider
@@ -70,6 +71,21 @@ def feature_arrays(spec: EncoderSpec, store_dtype: StoreDtype) -> tuple[FeatureA
     )
     times = FeatureArray(f"time/{spec.slug}", (spec.frames,), "float32", float("nan"), True)
     return features, times
+
+
+def frame_array(spec: EncoderSpec, store_dtype: StoreDtype) -> FeatureArray:
+    """The array of an image encoder's features of each frame, `[T, D'']` a row."""
+    row = (spec.frames, spec.channels)
+    return FeatureArray(f"{IMAGE_FRAMES}/{spec.slug}", row, DISK_DTYPE[store_dtype], 0.0, True)
+
+
+def large_arrays(
+    spec: EncoderSpec, store_dtype: StoreDtype, image_frames: bool
+) -> tuple[FeatureArray, ...]:
+    """All arrays of a video or image encoder but `status`, in the order they are written."""
+    features, times = feature_arrays(spec, store_dtype)
+    frames = (frame_array(spec, store_dtype),) if image_frames else ()
+    return features, *frames, times
 
 
 def check_slug(slug: str, what: str, dimensions: Iterable[str]) -> None:
@@ -147,14 +163,16 @@ def encoder_attributes(
     }
 
 
-def encoder_arrays(spec: EncoderSpec) -> tuple[str, str, str]:
-    """Paths of the arrays of one video or image encoder, `status` last."""
-    return array_names(spec.kind, spec.slug)
+def array_names(kind: str, slug: str, image_frames: bool = False) -> tuple[str, ...]:
+    """Paths of the arrays of one video or image encoder: features first, `status` last.
 
-
-def array_names(kind: str, slug: str) -> tuple[str, str, str]:
-    """The same by the kind of the encoder and its name."""
-    return f"{FEATURE_GROUP[kind]}/{slug}", f"time/{slug}", f"status/{slug}"
+    Args:
+        kind: of the encoder.
+        slug: its name.
+        image_frames: whether its features of each frame are there, too; they come second.
+    """
+    frames = (f"{IMAGE_FRAMES}/{slug}",) if image_frames else ()
+    return f"{FEATURE_GROUP[kind]}/{slug}", *frames, f"time/{slug}", f"status/{slug}"
 
 
 def text_attributes(spec: EncoderSpec, dataset_name: str, template: Prompt) -> dict[str, Any]:

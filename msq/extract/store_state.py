@@ -29,6 +29,7 @@ class StoreState:
         shard: rows of one shard.
         specs: encoder -> how its features are made.
         views: encoder -> its views, in the order of `view`.
+        image_frames: names of the encoders whose features of each frame are stored, too.
     """
 
     def __init__(
@@ -40,6 +41,12 @@ class StoreState:
         self.shard = shard
         self.specs: dict[str, EncoderSpec] = {}
         self.views: dict[str, tuple[View, ...]] = {}
+        self.image_frames: set[str] = set()
+
+    def arrays(self, slug: str) -> tuple[schema.FeatureArray, ...]:
+        """The arrays of an encoder but `status`, in the order they are written."""
+        frames = slug in self.image_frames
+        return schema.large_arrays(self.specs[slug], self.store_dtype, frames)
 
     @property
     def shards(self) -> int:
@@ -66,7 +73,7 @@ class StoreState:
         """Whether each file that the status asks for is there and its index fits."""
         readable = np.isin(status, (schema.OK, schema.DEGRADED))
         number = self._number(slug, view)
-        for array in schema.feature_arrays(self.specs[slug], self.store_dtype):
+        for array in self.arrays(slug):
             try:
                 if array.sharded:
                     if readable.any():

@@ -17,6 +17,7 @@ from msq.extract.atomic import TEMPORARY_SUFFIX
 from msq.extract.store_folder import StoreFolder, read_root
 from msq.extract.store_problems import Kind, Problem, Verification, listed
 from msq.extract.store_seal import layout_is_changed, read_metadata, recorded_digests
+from msq.extract.store_versions import copy_in_words
 from msq.extract.verify_rows import verify_encoder
 
 if TYPE_CHECKING:
@@ -55,12 +56,15 @@ def verify_store(path: Path) -> Verification:
     found.files = len(files)
     damaged = _metadata(path, files, found)
     _strays(path, files, found)
+    if (copied := copy_in_words(root)) is not None:
+        found.notes.append(copied)
     store = StoreFolder(path, lenient=True)
     count = int(root["clips"])
     clips = _dataset(store, count, damaged, found)
+    _lost_features(store, files, found)
     for kind in ("video", "image"):
         for slug in store.encoders(kind):
-            arrays = schema.array_names(kind, slug)
+            arrays = schema.array_names(kind, slug, store.has_image_frames(slug))
             missing = [a for a in arrays if f"{a}/zarr.json" not in files]
             for array in missing:
                 _add(found, "metadata", path / array / "zarr.json", path, "missing", encoder=slug)
@@ -109,6 +113,24 @@ def _metadata(path: Path, files: list[str], found: Verification) -> set[str]:
     for name in sorted({*_GROUPS, schema.FAILURES, *_DATASET_ARRAYS[:3], *above} - present):
         _add(found, "metadata", path / name / "zarr.json", path, "missing")
     return damaged
+
+
+def _lost_features(store: StoreFolder, files: list[str], found: Verification) -> None:
+    """Encoders whose features are gone as a whole, while the arrays beside them are there."""
+    known = {*store.encoders("video"), *store.encoders("image")}
+    for file in files:
+        group, _, slug = file.removesuffix("/zarr.json").partition("/")
+        beside = group in ("time", "status", schema.IMAGE_FRAMES) and file.count("/") == 2
+        if not beside or not file.endswith("/zarr.json") or slug in known:
+            continue
+        try:
+            spec = read_metadata(store.path / file)["attributes"]["msq"]["encoder"]
+            lost = schema.FEATURE_GROUP[spec["kind"]]
+        except (StoreError, KeyError, TypeError):
+            continue  # damaged, which is said elsewhere
+        known.add(slug)
+        place = store.path / lost / slug / "zarr.json"
+        _add(found, "metadata", place, store.path, "missing", encoder=slug)
 
 
 def _strays(path: Path, files: list[str], found: Verification) -> None:

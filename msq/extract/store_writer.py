@@ -21,6 +21,7 @@ from msq.extract.atomic import remove_file, remove_temporaries, write_file
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import Prompt
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.image_frames import has_image_frames, refuse_image_frames
 from msq.extract.shard import encode_chunk, encode_shard
 from msq.extract.store_difference import encoder_difference, root_difference
 from msq.extract.store_identity import (
@@ -31,7 +32,13 @@ from msq.extract.store_identity import (
     first_rows,
     refuse,
 )
-from msq.extract.store_keys import dataset_keys, encoder_keys, metadata, text_keys
+from msq.extract.store_keys import (
+    dataset_keys,
+    encoder_keys,
+    image_frames_group,
+    metadata,
+    text_keys,
+)
 from msq.extract.store_records import (
     Failure,
     ShardRows,
@@ -87,16 +94,26 @@ class StoreWriter(StoreState):
         self._prepare_directory()
         self._publish_dataset(label_known)
 
-    def add_encoder(self, spec: EncoderSpec, views: Sequence[View] = (CLEAN,)) -> None:
+    def add_encoder(
+        self, spec: EncoderSpec, views: Sequence[View] = (CLEAN,), image_frames: bool = False
+    ) -> None:
         """Publish the arrays of a video or image encoder, or check those that are there.
 
         Views that are not there yet are added behind those that are: the extent of `view` grows in
         the metadata, and no chunk is touched.
 
+        Args:
+            spec: of the encoder.
+            views: of each clip.
+            image_frames: store its features of each frame, too. Where the store has them they are
+                written whether asked for or not, and it is one of `image_frames` then.
+
         Raises:
-            SpecMismatch: an encoder of this name made its features in another way.
+            SpecMismatch: an encoder of this name made its features in another way, or is there
+                without its features of each frame.
             StoreError: there are commit records, and no metadata that says how they were made.
-            UsageError: the name is a dimension's, or the other kind of encoder has it.
+            UsageError: the name is a dimension's, or the other kind of encoder has it; features of
+                each frame are asked of a video encoder.
         """
         check_names(self.path, spec)
         records = self.path / "status" / spec.slug / "c"
@@ -106,8 +123,17 @@ class StoreWriter(StoreState):
                 "made; msq store repair removes them, and they are made again"
             )
         every = joined(self._recorded_views(spec), views)
+        there = spec.kind == "image" and has_image_frames(self.path, spec.slug)
+        if there or image_frames:
+            self.image_frames.add(spec.slug)
         content = self.encoder_content(spec, every)
         compare_encoder(self.path, content)
+        if image_frames and not there:
+            refuse_image_frames(self.path, spec)
+        if spec.slug in self.image_frames:
+            # First, so that a writer killed in between leaves a store that says what was asked.
+            first = f"{schema.IMAGE_FRAMES}/{spec.slug}/zarr.json"
+            content = {first: content[first], **image_frames_group(), **content}
         self._publish(content)
         self._grow(spec, every)
         self.specs[spec.slug] = spec
@@ -115,8 +141,15 @@ class StoreWriter(StoreState):
 
     def encoder_content(self, spec: EncoderSpec, views: Sequence[View]) -> dict[str, bytes]:
         """The metadata of an encoder's arrays."""
+        frames = spec.slug in self.image_frames
         return encoder_keys(
-            spec, self.dataset.name, len(self.dataset.clips), self.store_dtype, self.shard, views
+            spec,
+            self.dataset.name,
+            len(self.dataset.clips),
+            self.store_dtype,
+            self.shard,
+            views,
+            frames,
         )
 
     def has_text(self, spec: EncoderSpec, prompt: str, template: Prompt) -> bool:
@@ -187,9 +220,8 @@ class StoreWriter(StoreState):
 
     def _write_arrays(self, slug: str, shard: int, data: ShardRows, view: int) -> int:
         readable = np.isin(data.status, (schema.OK, schema.DEGRADED))
-        features, times = schema.feature_arrays(self.specs[slug], self.store_dtype)
         written = 0
-        for array, values in ((features, data.features), (times, data.times)):
+        for array, values in zip(self.arrays(slug), data.values(), strict=True):
             if not array.sharded:
                 for row, ok, value in zip(self.rows(shard), readable, values, strict=True):
                     path = self.path / array.key(row, view)
@@ -215,7 +247,7 @@ class StoreWriter(StoreState):
 
     def _recorded_views(self, spec: EncoderSpec) -> tuple[View, ...]:
         """The views of an encoder's arrays on disk; none where it has none yet."""
-        for name in reversed(schema.encoder_arrays(spec)):
+        for name in reversed(schema.array_names(spec.kind, spec.slug)):
             found = attributes_at(self.path / name / "zarr.json")
             if found is not None:
                 return views_in(found)
@@ -223,7 +255,8 @@ class StoreWriter(StoreState):
 
     def _grow(self, spec: EncoderSpec, views: Sequence[View]) -> None:
         """Bring the metadata of an encoder's arrays to these views, `status` last."""
-        for name in schema.encoder_arrays(spec):
+        frames = spec.slug in self.image_frames
+        for name in schema.array_names(spec.kind, spec.slug, frames):
             path = self.path / name / "zarr.json"
             if path.exists():
                 content = path.read_bytes()

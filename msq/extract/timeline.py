@@ -49,29 +49,58 @@ class Cut:
         Raises:
             UndecodableVideo: no frame lies in the cut, or times are needed and unknown.
         """
-        if self.whole:
-            return np.arange(len(times))
-        if np.isnan(times).any():
-            raise UndecodableVideo(
-                path,
-                f"expected frames with times, to cut {self}; found a video without time stamps "
-                "(remux it into a container, or give frame folders their frame rate)",
-            )
-        low = -math.inf if self.start is None else self.start
-        high = math.inf if self.end is None else self.end
-        chosen = np.flatnonzero((times >= low) & (times < high) & kept(times, self.keep))
-        if not len(chosen):
-            raise UndecodableVideo(
-                path,
-                f"expected at least one frame in the cut {self}; found none "
-                f"(frames are shown from {times.min():.3f} to {times.max():.3f} s)",
-            )
-        return chosen
+        return Moments(times, path).inside(self)
 
     def __str__(self) -> str:
         start = "the beginning" if self.start is None else f"{self.start:g} s"
         only = f", of which {len(self.keep)} intervals are kept" if self.keep else ""
         return f"{start} to {'the end' if self.end is None else f'{self.end:g} s'}{only}"
+
+
+class Moments:
+    """When the frames of a video are shown, so that each of many cuts is found by bisection.
+
+    Args:
+        times: float64 [n] of all frames, NaN where unknown.
+        path: the video, for messages.
+    """
+
+    def __init__(self, times: Seconds, path: Path) -> None:
+        self._path, self._times = path, times
+        self._unknown = bool(np.isnan(times).any())
+        ordered = self._unknown or bool((times[1:] >= times[:-1]).all())
+        # A decoder shows frames in their order; in a damaged file times may go back all the same.
+        self._order = None if ordered else np.argsort(times, kind="stable")
+        self._sorted = times if self._order is None else times[self._order]
+
+    def inside(self, cut: Cut) -> npt.NDArray[np.int64]:
+        """Indices of the frames in a cut, at least one, ascending.
+
+        Raises:
+            UndecodableVideo: no frame lies in the cut, or times are needed and unknown.
+        """
+        if cut.whole:
+            return np.arange(len(self._times))
+        if self._unknown:
+            raise UndecodableVideo(
+                self._path,
+                f"expected frames with times, to cut {cut}; found a video without time stamps "
+                "(remux it into a container, or give frame folders their frame rate)",
+            )
+        low = -math.inf if cut.start is None else cut.start
+        high = math.inf if cut.end is None else cut.end
+        first, last = np.searchsorted(self._sorted, [low, high])  # low <= time < high
+        chosen: npt.NDArray[np.int64] = (
+            np.arange(first, last) if self._order is None else np.sort(self._order[first:last])
+        )
+        chosen = chosen[kept(self._times[chosen], cut.keep)]
+        if not len(chosen):
+            raise UndecodableVideo(
+                self._path,
+                f"expected at least one frame in the cut {cut}; found none (frames are shown from "
+                f"{self._sorted[0]:.3f} to {self._sorted[-1]:.3f} s)",
+            )
+        return chosen
 
 
 def kept(times: Seconds, keep: Sequence[tuple[float, float]]) -> npt.NDArray[np.bool_]:

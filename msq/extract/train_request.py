@@ -41,7 +41,7 @@ class TrainRequest:
     options: Mapping[str, str] = field(default_factory=dict)
     classes: Path | None = None
     task: Literal["multilabel", "singlelabel"] | None = None
-    policy: Literal["skip", "error"] | None = None
+    policy: Literal["skip", "error", "keep"] | None = None
     limit: int | None = None
     store: Path | None = None
     video_encoder: str | None = None

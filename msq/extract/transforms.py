@@ -77,6 +77,29 @@ def resize_crop(
     return scaled[:, :, top : top + size, left : left + size].contiguous()
 
 
+def seen_box(
+    height: int, width: int, size: int, *, short_side: int = 0
+) -> tuple[float, float, float, float]:
+    """The part of a frame that `resize_crop` shows with one crop, in pixels of the frame.
+
+    Args:
+        height: H of the frame.
+        width: W.
+        size: side of the square.
+        short_side: as there.
+
+    Returns:
+        top, left, height and width; the part is a square of the resized frame, and one of the frame
+        too but for the rounding of the long side.
+    """
+    sides = resized_shape(height, width, short_side or size)
+    (down, top), (across, left) = (
+        (own / side, own / side * _start(side, size, 0, 1))
+        for own, side in zip((height, width), sides, strict=True)
+    )
+    return top, left, size * down, size * across
+
+
 def resize_box(
     frames: npt.NDArray[np.uint8] | Tensor,
     box: tuple[int, int, int, int],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from msq.errors import MsqError, StoreError
 from msq.extract import store_schema as schema
+from msq.extract.image_frames import apart
 from msq.extract.shard import MISSING, read_chunk, read_index
 from msq.extract.store_array import StoreArray
 from msq.extract.store_folder import StoreFolder
@@ -23,6 +24,7 @@ from msq.extract.views import View
 
 _READABLE = (schema.OK, schema.DEGRADED)
 _BFLOAT16_EXPONENT = 0x7F80
+_EACH = "features of each frame"
 
 
 def verify_encoder(
@@ -45,14 +47,15 @@ def verify_encoder(
     """
     try:
         store.spec(slug, kind)
-        names = schema.array_names(kind, slug)
-        features, times, status = (StoreArray(store.path / name) for name in names)
+        names = schema.array_names(kind, slug, store.has_image_frames(slug))
+        features, *frames, times, status = arrays = [StoreArray(store.path / n) for n in names]
         views = views_in(status.attributes)
-        _check_shapes((features, times, status), len(clips), len(views))
+        _check_shapes(arrays, len(clips), len(views))
     except MsqError as error:
         found.problems.append(Problem("metadata", f"{names[0]}/zarr.json", str(error), (), slug))
         return
-    look = _Look(store, slug, clips, features, times, status, frozenset(files), found)
+    data = {"features": features, "times": times, **({_EACH: frames[0]} if frames else {})}
+    look = _Look(store, slug, clips, data, status, frozenset(files), found)
     pending = 0
     for number, view in enumerate(views):
         for shard in range(-(-len(clips) // look.size)):
@@ -84,8 +87,7 @@ class _Look:
     store: StoreFolder
     slug: str
     clips: Sequence[str]
-    features: StoreArray
-    times: StoreArray
+    data: Mapping[str, StoreArray]  # all but the status, by what is in them
     status: StoreArray
     files: frozenset[str]
     found: Verification
@@ -115,15 +117,17 @@ class _Look:
         readable = np.isin(codes, _READABLE)
         here = np.asarray(rows)[readable]
         self._contradictions(view, shard, rows, readable)
-        for array, what in ((self.features, "features"), (self.times, "times")):
-            self._read(array, what, here, view, shard)
+        read = {what: self._read(array, what, here, view, shard)
+                for what, array in self.data.items()}  # fmt: skip
+        if (pooled := read["features"]) is not None and (each := read.get(_EACH)) is not None:
+            self._mean(pooled, each, here, view, shard)
         self.found.checked += len(here)
         self._failures(view, named, shard, rows, codes)
         return int((codes == schema.MISSING).any())
 
     def beyond(self, views: int) -> None:
         """Files of rows and views that the arrays do not have."""
-        for array in (self.features, self.times, self.status):
+        for array in (*self.data.values(), self.status):
             ours = array.rows_per_record if array is self.status else array.rows_per_file
             if ours is None:
                 continue
@@ -138,14 +142,18 @@ class _Look:
 
     def _read(
         self, array: StoreArray, what: str, rows: NDArray[np.int64], view: int, shard: int
-    ) -> None:
-        """Read rows, one by one where they cannot be read at once, and look at their values."""
+    ) -> NDArray[np.generic] | None:
+        """Read rows, one by one where they cannot be read at once, and look at their values.
+
+        Returns:
+            All of them; None where there are none, or not all can be read.
+        """
         if not len(rows):
-            return
+            return None
         name = self.clips.__getitem__
         try:
-            self._values(what, array.read(rows, view, name), rows, view, shard)
-            return
+            self._values(what, values := array.read(rows, view, name), rows, view, shard)
+            return values
         except StoreError as error:
             first = error
         bad: list[int] = []
@@ -159,6 +167,24 @@ class _Look:
         file = array.file(shard if array.rows_per_file != 0 else bad[0], view)
         more = f" ({len(bad)} clips: {listed([name(r) for r in bad])})" if len(bad) > 1 else ""
         self._add("data", file, view, shard, bad, f"{first}{more}")
+        return None
+
+    def _mean(
+        self,
+        pooled: NDArray[np.generic],
+        each: NDArray[np.generic],
+        rows: NDArray[np.int64],
+        view: int,
+        shard: int,
+    ) -> None:
+        """Rows whose features of each frame are not those of their image features."""
+        dtype = str(self.data["features"].attributes.get("store_dtype"))
+        if (off := apart(pooled, each, dtype)).any():
+            these = rows[off].tolist()
+            file = self.data[_EACH].file(shard, view)
+            self._add("values", file, view, shard, these,
+                      f"{file}: the mean of {_EACH} is not what image/{self.slug} holds: "
+                      f"{listed([self.clips[r] for r in these])}")  # fmt: skip
 
     def _values(
         self,
@@ -171,12 +197,12 @@ class _Look:
         flat = values.reshape(len(values), -1)
         if what == "times":  # NaN where unknown
             bad = np.isinf(flat.astype(np.float32)).any(axis=1)
-        elif self.features.attributes.get("store_dtype") == "bfloat16":
+        elif self.data["features"].attributes.get("store_dtype") == "bfloat16":
             bits = flat.astype(np.uint16) & _BFLOAT16_EXPONENT
             bad = (bits == _BFLOAT16_EXPONENT).any(axis=1)
         else:
             bad = ~np.isfinite(flat).all(axis=1)
-        array = self.features if what == "features" else self.times
+        array = self.data[what]
         if bad.any():
             these = rows[bad].tolist()
             file = array.file(shard if array.rows_per_file != 0 else these[0], view)
@@ -194,7 +220,7 @@ class _Look:
         self, view: int, shard: int, rows: range, readable: NDArray[np.bool_]
     ) -> None:
         """Rows that the files hold and the status says are not there."""
-        for array in (self.features, self.times):
+        for array in self.data.values():
             if array.rows_per_file is None:
                 continue
             if array.rows_per_file == 0:
@@ -260,7 +286,7 @@ class _Look:
 
     def _data_files(self, shard: int, view: int, rows: range) -> list[Path]:
         found = []
-        for array in (self.features, self.times):
+        for array in self.data.values():
             units = rows if array.rows_per_file == 0 else [shard]
             paths = [array.file(unit, view) for unit in units]
             found += [path for path in paths if self._is_there(path)]

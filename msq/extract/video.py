@@ -9,9 +9,8 @@ Times are seconds on the player's clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,17 +24,25 @@ from msq.extract.frame_folder import frame_files, read_frame
 from msq.extract.packets import (
     Damage,
     PacketTable,
-    UndecodableVideo,
-    VideoPacket,
-    frames_are_packets,
-    message_of,
     open_stream,
     packet_table,
 )
 from msq.extract.pixels import Pictures, stack_pictures, to_rgb
 from msq.extract.plan import decode_planned
 from msq.extract.sampling import FrameChoice
+from msq.extract.shown import decode_all, frame_times, nothing_shown, packet_times, shown_frames
 from msq.extract.timeline import Clock, Cut, Seconds, folder_times
+
+__all__ = [
+    "HELD_BYTES",
+    "DecodedClip",
+    "Request",
+    "decode_all",
+    "decode_clip",
+    "decode_samples",
+    "frame_times",
+    "stacked_clips",
+]
 
 Request: TypeAlias = tuple[int, str] | FrameChoice  # (frames, sampling) is the whole clip
 _Choice = npt.NDArray[np.int64]
@@ -164,79 +171,6 @@ def decode_samples(
         return _decode_in_full(wish, container, stream, table, damage)
 
 
-def decode_all(path: Path, *, fps: float | None = None) -> tuple[Pictures, Seconds]:
-    """Every frame in the decoder's output order: the reference that `decode_clip` is held to.
-
-    All frames are held in memory, full size: for short videos and tests.
-
-    Args:
-        path: video file, or folder of numbered pictures.
-        fps: frames per second of a frame folder.
-
-    Returns:
-        uint8 RGB [n, H, W, 3]; float64 seconds [n], NaN where unknown.
-
-    Raises:
-        VideoError: nothing can be decoded.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = frame_files(path)
-        pictures, _ = stack_pictures([read_frame(path, f) for f in files])
-        return pictures, folder_times(len(files), fps)
-    damage = Damage()
-    with open_stream(path) as (container, stream):
-        frames = shown_frames(stream, packet_table(container, stream, damage).packets, damage)
-        shown = [(to_rgb(frame), frame.pts) for frame in frames]
-        times = Clock(container, stream).seconds([pts for _, pts in shown])
-    if not shown:
-        raise nothing_shown(path, damage)
-    pictures, _ = stack_pictures([picture for picture, _ in shown])
-    return pictures, times
-
-
-def frame_times(path: Path, *, fps: float | None = None) -> Seconds:
-    """When each frame is shown, in display order, without decoding where packets tell it.
-
-    These are the times that `decode_samples` chooses from, as long as the file is whole: of a
-    damaged one that is found out only by decoding, frames count that will not come out.
-
-    Args:
-        path: video file, or folder of numbered pictures.
-        fps: frames per second of a frame folder.
-
-    Returns:
-        float64 [n], seconds; NaN where unknown.
-
-    Raises:
-        VideoError: the file cannot be opened, or shows nothing.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return folder_times(len(frame_files(path)), fps)
-    damage = Damage()
-    with open_stream(path) as (container, stream):
-        table = packet_table(container, stream, damage)
-        times = packet_times(container, stream, table, damage)
-        if times is not None:
-            return times[1]
-        stamps = [frame.pts for frame in shown_frames(stream, table.packets, damage)]
-        if not stamps:
-            raise nothing_shown(path, damage)
-        return Clock(container, stream).seconds(stamps)
-
-
-def packet_times(
-    container: InputContainer, stream: VideoStream, table: PacketTable, damage: Damage
-) -> tuple[Sequence[int], Seconds] | None:
-    """(packets in display order, their seconds), None where only decoding can tell."""
-    if frames_are_packets(container, stream):
-        order = table.display_order()
-        if order is not None and not damage.partial:  # a partial packet may show nothing
-            return order, Clock(container, stream).seconds([table.packets[i].pts for i in order])
-    return None
-
-
 def _decode_file(
     wish: _Wish, container: InputContainer, stream: VideoStream
 ) -> list[DecodedClip] | None:
@@ -310,21 +244,6 @@ def _decode_again(path: Path, wanted: set[int]) -> dict[int, Pictures]:
     return pictures
 
 
-def shown_frames(
-    stream: VideoStream, packets: Iterable[VideoPacket], damage: Damage
-) -> Iterator[av.VideoFrame]:
-    """All frames that the decoder shows, in its order; errors are noted and passed over."""
-    for packet in chain(packets, (None,)):
-        try:
-            shown = stream.codec_context.decode(packet)
-        except av.FFmpegError as error:
-            damage.errors.append(message_of(error))
-            continue
-        for frame in shown:
-            damage.corrupt += frame.is_corrupt
-            yield frame
-
-
 def _decode_folder(wish: _Wish, fps: float | None) -> list[DecodedClip]:
     files = frame_files(wish.path)
     times = folder_times(len(files), fps)
@@ -347,9 +266,3 @@ def stacked_clips(
         degraded = replace(damage, sizes=sizes).describe()
         clips.append(DecodedClip(stacked, times[choice].astype(np.float32), degraded))
     return clips
-
-
-def nothing_shown(path: Path, damage: Damage) -> UndecodableVideo:
-    """The error of a file that opens and gives no frame."""
-    found = damage.describe() or f"{damage.packets} packets and no frame"
-    return UndecodableVideo(path, f"expected at least one decodable frame, found: {found}", found)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from msq.extract.frame_folder import frame_files
 from msq.extract.packets import Damage, PacketTable, VideoPacket, open_stream, read_packets
+from msq.extract.shown import nothing_shown, packet_times, shown_frames
 from msq.extract.timeline import Clock, Seconds, folder_times, require_rate
-from msq.extract.video import nothing_shown, packet_times, shown_frames
 
 
 class Mark(NamedTuple):
@@ -77,8 +77,12 @@ def survey(path: Path, *, fps: float | None = None) -> Survey:
     return Survey(path, times, damage, tuple(order), marks, picture_bytes=size)
 
 
-def decoded_survey(path: Path) -> Survey:
+def decoded_survey(path: Path, watch: Callable[[], None] = lambda: None) -> Survey:
     """The survey of a file by decoding all of it, whatever its packets say.
+
+    Args:
+        path: the file.
+        watch: called at every frame; may raise to end it.
 
     Raises:
         VideoError: the file cannot be opened, or shows nothing.
@@ -87,6 +91,7 @@ def decoded_survey(path: Path) -> Survey:
     with open_stream(path) as (container, stream):
         stamps, size = [], 0
         for frame in shown_frames(stream, read_packets(container, stream, damage), damage):
+            watch()
             stamps.append(frame.pts)
             size += sum(plane.buffer_size for plane in frame.planes)
         if not stamps:

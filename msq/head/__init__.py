@@ -8,11 +8,17 @@ Shapes, everywhere in this package:
 
 It needs torch, triton, numpy and safetensors; opening stores and running encoders is left to
 `msq.extract`, which is imported inside the functions that do so.
+
+For a loop of your own: `load_features` reads a store, `build_head` makes an `MSQNet` at its start,
+`save_head` writes what `msq.load_head` and `msq predict` read.
 """
 
 from __future__ import annotations
 
 from msq.head import metrics, model
+from msq.head.build import build_head
+from msq.head.checkpoint import save_head
+from msq.head.features import load_features
 from msq.head.model import MSQNet
 
-__all__ = ["MSQNet", "metrics", "model"]
+__all__ = ["MSQNet", "build_head", "load_features", "metrics", "model", "save_head"]

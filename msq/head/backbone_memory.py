@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from msq.errors import MsqError, UsageError
+from msq.errors import MsqError, UsageError, is_out_of_memory
 from msq.head import memory
 from msq.head.backbone_cost import (
     BackboneShape,
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 # After a step that did not fit, a setting is named where its estimate is this share of that step's.
 _SAFE = 0.8
-_OUT_OF_MEMORY = (
-    "out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,13 +257,6 @@ def memory_error(
         f"than is known here. What would need {_gb(there)} at most: {what_fits(shape, there)}. The "
         "run goes on from its last checkpoint"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, on a GPU or off it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def what_fits(shape: EndToEndShape, there: int) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from msq.head.sending import sent
+
 if TYPE_CHECKING:
     from msq.head.features import Features
 
@@ -65,7 +67,7 @@ class Batches:
         if number not in self._orders:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             order = [torch.randperm(len(self.rows), generator=generator) for _ in range(laps)]
-            self._orders = {number: self.rows[torch.cat(order).to(self.rows.device)]}
+            self._orders = {number: self.rows[sent(torch.cat(order), self.rows.device)]}
         return self._orders[number]
 
 

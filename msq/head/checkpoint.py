@@ -6,9 +6,9 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError  # torch raises it; nothing is unpickled
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,18 @@ from msq.config import HeadConfig
 from msq.errors import MsqError, UsageError
 from msq.head.features import Features
 from msq.head.model import MSQNet
+from msq.whole_file import write_whole
 
 FORMAT = 1  # of head.safetensors
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash there is the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file so that after a crash there is the old one or the new one, never a part.
+
+    Raises:
+        OSError: naming `path`, such as a full disk; the old file stays, and nothing else is left.
+    """
+    write_whole(path, [content])
 
 
 def jsonable(value: Any) -> Any:
@@ -89,6 +89,11 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MSQNet, 
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
+        if (path.parent / "result.json").exists():
+            raise UsageError(
+                f"{path}: no such file, though the run is finished (result.json); take the file "
+                "from a copy, or train again with --overwrite"
+            ) from None
         raise UsageError(
             f"{path}: no such file; is the run finished? `msq train-head` resumes it"
         ) from None
@@ -121,26 +126,50 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read what `save_state` wrote, tensors on the CPU; None where there is none."""
+    """Read what `save_state` wrote, tensors on the CPU; None where there is none.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    content = io.BytesIO(path.read_bytes())
+    try:
+        state = torch.load(content, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{path}: expected the state of an unfinished run; {said}; delete the file or use "
+            "--overwrite, and the run begins anew"
+        ) from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path}: expected the state of an unfinished run, found {type(state)}")
     return state
 
 
 def save_predictions(
-    path: Path, ids: Sequence[str], logits: Tensor, scores: Tensor, labels: Tensor
+    path: Path,
+    ids: Sequence[str],
+    logits: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    known: Tensor | None = None,
 ) -> None:
     """Write `predictions.npz`: `ids` [N]; `logits` and `scores` float32, `labels` uint8, [N, K].
 
+    Beside them `classes` [K], their names, and `known` uint8 [N, K] where some labels are unknown.
     Metrics are computed from the logits: as float32 probabilities, high ones may tie.
     """
     buffer = io.BytesIO()
+    some: dict[str, Any] = {} if known is None else {"known": known.to(torch.uint8).cpu().numpy()}
     np.savez_compressed(
         buffer,
         ids=np.array(list(ids), dtype=np.str_),
         logits=logits.float().cpu().numpy(),
         scores=scores.float().cpu().numpy(),
         labels=labels.to(torch.uint8).cpu().numpy(),
+        classes=np.array(list(classes), dtype=np.str_),
+        **some,
     )
     write_atomic(path, buffer.getvalue())

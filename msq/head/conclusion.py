@@ -71,8 +71,11 @@ def conclude(
     if directory.path is not None:
         save_head(directory.path / "head.safetensors", model, f, config.train.protocol)
         ids = [f.ids[row] for row in rows.tolist()]
+        known = None if f.known is None else f.known[rows]
         save_predictions(directory.path / "predictions.npz", ids, logits,
-                         probabilities(logits, f.task), f.labels[rows])  # fmt: skip
+                         probabilities(logits, f.task), f.labels[rows], f.classes,
+                         known)  # fmt: skip
         directory.log(f"done after {epochs} epochs: {split} mAP {result['metrics']['map']:.4f}")
+        directory.write_scores(result)
         write_result(directory.path / "result.json", result)
     return result

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from msq.errors import MsqError
-from msq.head.backbone_memory import is_out_of_memory
+from msq.errors import MsqError, is_out_of_memory
 
 # What torch before 2.8 has in place of `AcceleratorError`.
 _WORDS = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_NOT_INITIALIZED")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from msq.head.sending import on_host
+
 AT_ONCE = 8  # clips of one forward pass, as in stage one
 
 # Lists of clip numbers -> for each of them uint8 [n, T, 3, h, w] on the encoder's device, in order.
@@ -53,7 +55,7 @@ class EncodedTokens:
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each of several lists of rows with its tokens; later clips are decoded meanwhile."""
-        chunks = [list(torch.split(part, AT_ONCE)) for part in parts]
+        chunks = [list(torch.split(part, AT_ONCE)) for part in on_host(parts)]
         frames = self._frames(
             [self._clips[row] for row in chunk.tolist()] for part in chunks for chunk in part
         )

@@ -96,7 +96,7 @@ def train_end_to_end(
     more = config.sections() | _start(init_head) | {"ranks": {"world": ranks.world}}
     path = out if ranks.leads else None
     directory = RunDirectory(path, run, material.features, overwrite, choice, more)
-    stored = ranks.of_first(directory.stored_result())
+    stored = ranks.of_first(directory.finished())
     if stored is not None and out is not None:
         return RunResult(out, True, stored, load_model(out / "head.safetensors", device)[0])
     material.video.to(device)
@@ -168,7 +168,7 @@ def _begin(
     else:
         directory.write_environment(training.backbone.device)
         directory.log(training.opening())
-    directory.write_history(training.history)
+    directory.write_history(training.history, training.batches)
 
 
 def _conclude(training: EndToEndTraining, directory: RunDirectory) -> dict[str, Any]:

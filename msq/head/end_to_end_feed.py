@@ -12,6 +12,7 @@ from msq.head.batches import Batches
 from msq.head.end_to_end_step import Part
 from msq.head.features import Features
 from msq.head.ranks import ALONE, Ranks
+from msq.head.sending import sent
 
 if TYPE_CHECKING:
     from msq.extract.clip_feed import ClipFeed, Shown
@@ -46,8 +47,13 @@ class PartFeed:
         shape: Sequence[int] = (),
     ) -> None:
         self._shape = tuple(shape)
-        self._features, self._batches, self._feed, self._steps = features, batches, feed, steps
-        self._accumulate, self._loss, self._image, self._ranks = accumulate, loss, image, ranks
+        # Rows are read by the processor: on a GPU it would wait for the steps before.
+        self._features, self._batches, self._feed, self._steps = (
+            features, batches.to("cpu"), feed, steps
+        )  # fmt: skip
+        known = features.known
+        self._known = None if known is None or loss == "ce" else known.sum(1).cpu()
+        self._accumulate, self._image, self._ranks = accumulate, image, ranks
         self._device = features.labels.device
         self._frames = _Mover(self._device)
         self._next = -1
@@ -101,7 +107,7 @@ class PartFeed:
     def _part(
         self, number: int, rows: Tensor, asked: Tensor, whole: Tensor, frames: Sequence[Any]
     ) -> Part:
-        features, place = self._features, rows.to(self._device)
+        features, place = self._features, sent(rows, self._device)
         video, *others = (self._frames.moved(x) for x in frames)
         image = features.image
         if self._image is not None:
@@ -131,11 +137,9 @@ class PartFeed:
         By the clips that were asked for: what stands in for one that cannot be decoded is known
         to this process alone.
         """
-        known = self._features.known
-        if known is None or self._loss == "ce":
+        if self._known is None:
             return len(asked) / len(whole)
-        every = known.to(asked.device)
-        return float(every[asked].sum()) / max(float(every[whole].sum()), 1.0)
+        return float(self._known[asked].sum()) / max(float(self._known[whole].sum()), 1.0)
 
 
 class CleanFrames:

@@ -21,16 +21,16 @@ from msq.head.features import Features, StoreLike, choose_partition, configured_
 from msq.head.finite import bad_rows, refuse_clips
 from msq.head.memory import StepShape, scoring_batch
 from msq.head.metrics import (
-    all_metrics,
-    average_precision,
     labelled,
+    metrics_and_classes,
     official_micro_average_precision,
     ranking_scores,
     topk_accuracy,
 )
 from msq.head.model import MSQNet
 from msq.head.packed import PackedHead
-from msq.head.segments import segment_metrics
+from msq.head.run_result import read_result
+from msq.head.segments import class_segments
 from msq.head.stream import StreamedTokens, with_next
 
 
@@ -115,18 +115,18 @@ def official_score(logits: Tensor, labels: Tensor, task: str, known: Tensor | No
 def measure(
     logits: Tensor, features: Features, rows: Tensor, *, log_probabilities: bool = False
 ) -> dict[str, Any]:
-    """`all_metrics` of some rows, with `per_class` AP by class name beside them."""
+    """`all_metrics` of some rows, with `per_class` AP by class name beside them.
+
+    A device is waited for twice, see `msq.head.metrics.metrics_and_classes`.
+    """
     labels = features.labels[rows]
     known = None if features.known is None else features.known[rows]
-    keep = labelled(labels, known)
-    scores = ranking_scores(logits, features.task, log_probabilities)
-    part = None if known is None else known[keep]
-    per_class = average_precision(scores[keep], labels[keep], part).tolist()
-    metrics = all_metrics(
+    metrics, per_class = metrics_and_classes(
         logits, labels, features.task, known=known, log_probabilities=log_probabilities
     )
-    metrics |= segment_metrics(scores, labels, features.groups, known)
-    return {"metrics": metrics, "per_class": dict(zip(features.classes, per_class, strict=True))}
+    metrics |= class_segments(per_class, features.groups)
+    named = dict(zip(features.classes, per_class.tolist(), strict=True))
+    return {"metrics": metrics, "per_class": named}
 
 
 def evaluate_run(
@@ -152,7 +152,8 @@ def evaluate_run(
         test_views: such as `10x3`, where the store has several sets of them.
 
     Returns:
-        `run, protocol, metrics, epochs, seconds, seconds_per_epoch` (those of the training),
+        `run, protocol, metrics, epochs, seconds, seconds_per_epoch` (those of the training; None
+        for a head that another loop trained and `save_head` wrote),
         `dataset, variant, split, partition, views` (such as `clean` or `10 clips x 3 crops,
         mean`), `clips, coverage, per_class, eval_seconds`, and
         `export{file, clips, without_line}` where a file was asked for: the last are ids of the
@@ -160,14 +161,16 @@ def evaluate_run(
 
     Raises:
         SpecMismatch: the store was made in another way than the features the head was trained on.
-        UsageError: no clip in that split.
+        UsageError: no clip in that split, or the run is unfinished or its result damaged.
     """
     model, meta = load_model(run / "head.safetensors", device)
+    file = run / "config.toml"  # a head of a loop that is not msq's has none, and no result
+    stored = read_result(run) if file.exists() or (run / "result.json").exists() else {}
     if isinstance(store, Features):
         features = store
     else:
-        chosen = configuration.load(run / "config.toml").features
-        features = configured_features(store, _as_recorded(chosen, meta, store))
+        chosen = configuration.load(file).features if file.exists() else FeatureConfig()
+        features = configured_features(store, as_recorded(chosen, meta, store))
     features = features.to(device)
     require_same_making(meta, features, str(run))
     rows = features.rows(split)
@@ -190,7 +193,6 @@ def evaluate_run(
         write_charades_submission(export, ids, ranking_scores(logits, features.task, several))
         lost = [] if isinstance(store, Features) else _lost(store, features, split)
         measured["export"] = {"file": str(export), "clips": len(ids), "without_line": lost}
-    stored = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return {
         "run": str(run),
         "protocol": meta["protocol"],
@@ -202,14 +204,12 @@ def evaluate_run(
         "views": views,
         "clips": len(rows),
         "coverage": features.coverage(),
-        "epochs": stored["epochs"],
-        "seconds": stored["seconds"],
-        "seconds_per_epoch": stored["seconds_per_epoch"],
+        **{key: stored.get(key) for key in ("epochs", "seconds", "seconds_per_epoch")},
         "eval_seconds": time.perf_counter() - began,
     }
 
 
-def _as_recorded(chosen: FeatureConfig, meta: dict[str, Any], store: StoreLike) -> FeatureConfig:
+def as_recorded(chosen: FeatureConfig, meta: dict[str, Any], store: StoreLike) -> FeatureConfig:
     """What a run's head is scored on: the clean view, and of several encoders its own."""
     own = {
         kind: slug

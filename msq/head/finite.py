@@ -142,7 +142,8 @@ def refuse_clips(features: Features, rows: Tensor, bad: Tensor) -> None:
     Raises:
         StoreError: naming them, if there are any.
     """
-    clips = [features.ids[row] for row in rows[bad].tolist()]
+    both = torch.stack([rows, bad.to(rows.dtype)]).tolist()  # read together
+    clips = [features.ids[row] for row, wrong in zip(*both, strict=True) if wrong]
     if clips:
         raise _not_finite(features, f"tokens of {listed(clips)}")
 

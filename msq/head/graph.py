@@ -111,11 +111,13 @@ def recorded(run: Callable[[], None]) -> Replay:
         RuntimeError: something in it cannot be captured.
     """
     torch.cuda.synchronize()
+    # Torch's own stream for recordings is of the device that recorded first in this process.
+    stream = _side_stream(torch.cuda.current_device())
     graph = torch.cuda.CUDAGraph()
     try:
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
         ):
             run()
     except RuntimeError:

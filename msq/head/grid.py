@@ -26,6 +26,7 @@ from msq.head.grid_stores import (
     extraction_source,
     make_stores,
     read_classes,
+    splits_of,
 )
 from msq.head.split_shares import numbered_by_share
 from msq.head.sweep import prepare
@@ -35,7 +36,9 @@ from msq.head.sweep_workers import run_sweep
 from msq.head.trials import Trial, failure
 from msq.head.zeroshot import zero_shot_classifier
 
-_Found = tuple[Source, tuple[str, ...]]
+# Where the features of a combination are, the class names where they matter, and whether there are
+# validation clips; None where that was not looked up.
+_Found = tuple[Source, tuple[str, ...], bool | None]
 SHORT = {"zero_shot.seen": "seen"}
 
 
@@ -47,9 +50,8 @@ class _Sources:
         self.found: dict[str, _Found] = {}
 
     def of(self, values: Mapping[str, Any], chosen: FeatureConfig) -> _Found:
-        """Where the features of a combination are, and the class names (where they matter)."""
-        settings = {key.partition(".")[2]: value for key, value in values.items()
-                    if key.startswith("extract.")}  # fmt: skip
+        """What is known of the features of a combination."""
+        settings = _extraction(values)
         key = repr((sorted(settings.items(), key=repr), chosen if self.grid.store else None))
         if key not in self.found:
             self.found[key] = self._look_up(settings, chosen)
@@ -58,12 +60,34 @@ class _Sources:
     def _look_up(self, settings: Mapping[str, Any], chosen: FeatureConfig) -> _Found:
         if self.grid.store is None:
             classes = read_classes(settings).classes if self.grid.zero_shot is not None else ()
-            return extraction_source(settings, self.stores), tuple(classes)
+            return extraction_source(settings, self.stores), tuple(classes), None
         from msq.extract.store import open_store
 
         path = Path(self.grid.store)
         features = configured_features(open_store(path), chosen)
-        return Source.of(features, str(path.resolve())), features.classes
+        source = Source.of(features, str(path.resolve()))
+        return source, features.classes, "val" in features.splits
+
+    def require_validation(self, setting: Setting, config: RunConfig) -> None:
+        """Refuse a choice that no validation clip can decide.
+
+        Raises:
+            UsageError: none is held out, and the features have none of their own.
+        """
+        if not setting.choice or config.train.val:
+            return
+        *_, validated = self.of(setting.values, config.features)
+        if validated is None:
+            validated = "val" in splits_of(_extraction(setting.values), config.features.partition)
+        if not validated:
+            raise UsageError(f"{self.grid.source}: choose needs validation clips, found "
+                             "train.val = 0 and no clip of the split val")  # fmt: skip
+
+
+def _extraction(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of stage one among the values of a combination."""
+    return {key.partition(".")[2]: value for key, value in values.items()
+            if key.startswith("extract.")}  # fmt: skip
 
 
 def plan_grid(
@@ -89,7 +113,8 @@ def plan_grid(
     notes: set[str] = set()  # the same for each setting
     for setting in grid.settings():
         config = _config(grid, setting)
-        source, classes = sources.of(setting.values, config.features)
+        sources.require_validation(setting, config)
+        source, classes, _ = sources.of(setting.values, config.features)
         for listed, number, split in _splits(grid, setting, classes, notes):
             repeat = {**setting.repeat, **({} if number is None else {"split": number})}
             trials.append(
@@ -105,7 +130,7 @@ def plan_grid(
     if say is not None:
         for note in sorted(notes):
             say(note)
-    found = {source.key: source for source, _ in sources.found.values()}
+    found = {source.key: source for source, *_ in sources.found.values()}
     order = {key: k for k, key in enumerate(found)}
     trials.sort(key=lambda trial: order[trial.source])
     table = {**grid.table, "paper": _paper(grid.table.get("paper", {}))}
@@ -129,8 +154,6 @@ def _config(grid: Grid, setting: Setting) -> RunConfig:
         section, _, name = key.partition(".")
         tables.setdefault(section, {})[name] = value
     config = configuration.from_dict(tables, grid.source)
-    if setting.choice and config.train.val == 0:
-        raise UsageError(f"{grid.source}: choose needs validation clips, found train.val = 0")
     if grid.zero_shot is None:
         return config
     kind = grid.zero_shot.get("classifier", values.get("head.classifier"))

@@ -14,7 +14,12 @@ ZERO_SHOT = ("seen", "splits", "classifier", "class_order", "split_dir")
 
 
 def read_axes(tables: Mapping[str, Any], source: str) -> Axes:
-    """Every axis: its kind, and the settings along it."""
+    """Every axis: its kind, and the settings along it.
+
+    Raises:
+        UsageError: an axis that is no list of values, zipped lists of several lengths, or entries
+            of `[[list]]` that are no tables or share a name, which is their row.
+    """
     axes: Axes = []
     for kind in ("product", "zip", "repeat", "choose"):
         found = tables.get(kind, {})
@@ -45,11 +50,24 @@ def read_axes(tables: Mapping[str, Any], source: str) -> Axes:
                     )
                 )
     if "list" in tables:
-        listed = tables["list"]
-        if not isinstance(listed, list) or not listed or not isinstance(listed[0], Mapping):
-            raise UsageError(f"{source}: list: expected tables [[list]], found {listed!r}")
-        axes.append(("list", [dict(one) for one in listed]))
+        axes.append(("list", _listed(tables["list"], source)))
     return axes
+
+
+def _listed(listed: Any, source: str) -> list[Mapping[str, Any]]:
+    """The settings of `[[list]]`, each with a row of its own: by its name, where it has one."""
+    tables = isinstance(listed, list) and all(isinstance(one, Mapping) for one in listed)
+    if not tables or not listed:
+        raise UsageError(f"{source}: list: expected tables [[list]], found {listed!r}")
+    names = [str(one["name"]) for one in listed if "name" in one]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"{source}: list: expected a name of its own for each entry, found "
+            f"{names.count(twice)} of the name {twice!r}; for the one that does best on validation "
+            "clips there is [choose]"
+        )
+    return [dict(one) for one in listed]
 
 
 def without(axes: Axes, key: str) -> Axes:

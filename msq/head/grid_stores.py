@@ -30,7 +30,7 @@ CIRCUMSTANCES = ("root", "out", "device", "devices", "scheduler", "shard", "batc
                  "retry_failed", "policy")  # fmt: skip
 # What is kept of the result of stage one.
 KEPT = ("clips", "done", "failed", "skipped", "left_out", "failures", "degraded", "skipped_items",
-        "left_out_items", "warnings")  # fmt: skip
+        "left_out_items", "kept_items", "warnings")  # fmt: skip
 
 
 def build_request(settings: Mapping[str, Any], out: Path | None = None) -> ExtractRequest:
@@ -64,17 +64,25 @@ def extraction_source(settings: Mapping[str, Any], stores: Path) -> Source:
         settings: fields of `ExtractRequest`.
         stores: folder of the stores.
     """
+    from msq.extract.named_dataset import find_class_file
+
     request = build_request(settings)
     decides = {
         key: value
         for key, value in dataclasses.asdict(request).items()
         if key not in CIRCUMSTANCES and value is not None
     }
+    if not decides["image_frames"]:
+        del decides["image_frames"]  # stores had names before there was this choice
+    if request.policy == "keep":
+        decides["policy"] = "keep"  # other clips than the two others, which give the same
     decides["join"] = False  # a circumstance too, with a place in the names of stores all the same
     decides.setdefault("task", "multilabel")  # which stood there when it was the default
     for key in ("manifest", "classes"):
         if decides.get(key) is not None:
-            decides[key] = _content(Path(decides[key]))
+            path = Path(decides[key])
+            in_root = key == "classes" and request.dataset is not None
+            decides[key] = _content(find_class_file(path, request.root) if in_root else path)
     plain = json.loads(json.dumps(decides, sort_keys=True, default=str))
     making = {key: value for key, value in plain.items() if key not in TEXT}
     name = request.dataset or (request.manifest.stem if request.manifest else "clips")
@@ -109,6 +117,26 @@ def _hash(value: Any) -> str:
 def read_classes(settings: Mapping[str, Any]) -> Dataset:
     """The dataset of an extraction: its classes, before anything is encoded."""
     return build_request(settings).read_dataset()
+
+
+def splits_of(settings: Mapping[str, Any], partition: str | None) -> set[str]:
+    """The splits that the clips of an extraction are in, before anything is encoded.
+
+    Args:
+        settings: fields of `ExtractRequest`.
+        partition: which official split counts, where there are several; None for the first.
+
+    Raises:
+        UsageError: there is no such partition.
+    """
+    dataset = read_classes(settings)
+    if not dataset.partitions:
+        return {clip.split for clip in dataset.clips}
+    name = partition or next(iter(dataset.partitions))
+    if name not in dataset.partitions:
+        raise UsageError(f"features.partition: expected one of {', '.join(dataset.partitions)}, "
+                         f"found {name!r}")  # fmt: skip
+    return set(dataset.partitions[name])
 
 
 def make_stores(
@@ -175,8 +203,8 @@ def extraction_records(plan: Plan) -> dict[str, dict[str, Any]]:
 
     Returns:
         Store -> `clips, done, failed, skipped, left_out` (counts), `failures, degraded,
-        skipped_items, left_out_items, warnings`, as in `ExtractResult`. Stores that are not there
-        are left out.
+        skipped_items, left_out_items, kept_items, warnings`, as in `ExtractResult`. Stores that
+        are not there are left out.
     """
     paths = {one.store: Path(one.store) for one in plan.sources.values() if one.extract is not None}
     return {store: record for store, path in paths.items() if (record := _record(path))}

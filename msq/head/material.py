@@ -28,6 +28,7 @@ class Material:
         failures: clips that could not be decoded when the towers' features were made, and are not
             among the N: `clip, reason` and what else stage one records.
         skipped: (item, reason) of what the dataset could not use.
+        kept: (item, change) of what its policy `keep` changed.
         notes: what the user should know, one line each.
     """
 
@@ -37,6 +38,7 @@ class Material:
     image: ImageEncoder | None = None
     failures: tuple[Mapping[str, Any], ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -14,22 +14,29 @@ labelled when a known label of it is positive.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from msq.errors import UsageError
+from msq.head.f1 import f1_tensor
 from msq.head.ranking import (
     MeanAP,
     average_precision,
     charades_map,
+    charades_tensor,
     checked_labels,
+    class_tensor,
+    fitting_labels,
     labelled,
     mean_average_precision,
     micro_average_precision,
     official_micro_average_precision,
+    official_tensor,
 )
+from msq.head.sending import brought
 
 __all__ = [
     "MeanAP",
@@ -41,6 +48,7 @@ __all__ = [
     "harmonic_mean",
     "labelled",
     "mean_average_precision",
+    "metrics_and_classes",
     "micro_average_precision",
     "multilabel_accuracy",
     "official_micro_average_precision",
@@ -63,13 +71,19 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1, known: Tensor | No
     if labels.ndim == 1:
         labels = torch.nn.functional.one_hot(labels.long(), scores.shape[1])
     scores, positive = checked_labels(scores, labels, known)
+    keep = positive.any(1).nonzero().flatten()
+    part = None if known is None else known[keep]
+    return float(_within_top(scores[keep], positive[keep], (k,), part))
+
+
+def _within_top(
+    scores: Tensor, positive: Tensor, most: Sequence[int], known: Tensor | None
+) -> Tensor:
+    """`topk_accuracy` for several k of clips that all have a label; NaN where there is none."""
     scores = scores if known is None else scores.masked_fill(known == 0, -torch.inf)
-    keep = positive.any(1)
-    if not bool(keep.any()):
-        return float("nan")
-    top = scores[keep].argsort(dim=1, descending=True, stable=True)[:, :k]
-    right = (positive & (scores != -torch.inf))[keep]
-    return float(right.gather(1, top).any(1).double().mean())
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    right = (positive & (scores != -torch.inf)).gather(1, order)
+    return torch.stack([right[:, :k].any(1).double().mean() for k in most])
 
 
 def multilabel_accuracy(
@@ -97,20 +111,33 @@ def multilabel_accuracy(
     """
     scores, positive = checked_labels(scores, labels, known)
     if logits:
-        scores = scores.sigmoid()
-    elif scores.numel() and not bool(((scores >= 0) & (scores <= 1)).all()):
+        return float(_rightly_judged(scores.sigmoid(), positive, threshold, known))
+    if scores.numel() and not bool(((scores >= 0) & (scores <= 1)).all()):
         raise UsageError(
             f"multilabel_accuracy: expected probabilities, found values from {float(scores.min())} "
             f"to {float(scores.max())}; pass logits=True for logits"
         )
-    right = ((scores > threshold) == positive).double()
-    return float(right.mean() if known is None else right[known != 0].mean())
+    return float(_rightly_judged(scores, positive, threshold, known))
+
+
+def _rightly_judged(
+    scores: Tensor, positive: Tensor, threshold: float, known: Tensor | None
+) -> Tensor:
+    """`multilabel_accuracy` of probabilities, 0-dimensional."""
+    return _known_mean((scores > threshold) == positive, known)
 
 
 def all_negative_accuracy(labels: Tensor, known: Tensor | None = None) -> float:
     """`multilabel_accuracy` of a scorer that says no to everything."""
-    right = (labels == 0).double()
-    return float(right.mean() if known is None else right[known != 0].mean())
+    return float(_known_mean(labels == 0, known))
+
+
+def _known_mean(right: Tensor, known: Tensor | None) -> Tensor:
+    """The share of pairs that are right, of those that are known; NaN where there is none."""
+    if known is None:
+        return right.double().mean()
+    counted = known != 0
+    return (right & counted).double().sum() / counted.double().sum()
 
 
 def chance_map(labels: Tensor, known: Tensor | None = None) -> float:
@@ -120,10 +147,21 @@ def chance_map(labels: Tensor, known: Tensor | None = None) -> float:
     H_N the N-th harmonic number: a little above the share R / N. Of each class only the known rows
     count.
     """
-    keep = labelled(labels, known)
-    counted = torch.ones_like(labels) if known is None else (known != 0)
-    positive = ((labels != 0) & (counted != 0))[keep].double()
-    rows, found = counted[keep].double().sum(0).cpu(), positive.sum(0).cpu()
+    keep = labelled(labels, known).nonzero().flatten()
+    positive = labels != 0 if known is None else (labels != 0) & (known != 0)
+    part = None if known is None else known[keep]
+    rows, found = brought({"both": _counts(positive[keep], part)})["both"]
+    return _chance(rows, found)
+
+
+def _counts(positive: Tensor, known: Tensor | None) -> Tensor:
+    """Known clips, and known positive ones, of each class [2, K]."""
+    counted = torch.ones_like(positive) if known is None else known != 0
+    return torch.stack([counted.double().sum(0), positive.double().sum(0)])
+
+
+def _chance(rows: Tensor, found: Tensor) -> float:
+    """`chance_map` of R = `found` [K] among N = `rows` [K], on the CPU."""
     rows, found = rows[found > 0], found[found > 0]
     if not len(found):
         return float("nan")
@@ -151,7 +189,7 @@ def all_metrics(
     Args:
         logits: [N, K] as the head gives them.
         labels: [N, K], N not filtered: clips without any label are left out of the ranking
-            metrics (counted in `rows_unlabelled`), not of `accuracy`.
+            metrics (counted in `rows_unlabelled`), not of `accuracy` and F1.
         task: `multilabel`, or `singlelabel`, where scores are compared after a softmax.
         known: [N, K], zero where nobody knows; None where all is known.
         log_probabilities: for `singlelabel`: they are taken as they are, without a softmax.
@@ -159,14 +197,41 @@ def all_metrics(
     Returns:
         `map, map_micro, map_official, map_charades, top1, top5, classes_scored,
         classes_without_positives, rows, rows_unlabelled, map_chance`, and for multilabel
-        `accuracy, accuracy_all_negative`; `pairs_unknown` where `known` is given.
+        `accuracy, accuracy_all_negative, f1_macro, f1_micro`, all four at 0.5; `pairs_unknown`
+        where `known` is given.
     """
-    multilabel = task == "multilabel"
-    result = ranking_metrics(ranking_scores(logits, task, log_probabilities), labels, known)
-    if multilabel:
-        result["accuracy"] = multilabel_accuracy(logits, labels, logits=True, known=known)
-        result["accuracy_all_negative"] = all_negative_accuracy(labels, known)
-    return result
+    return metrics_and_classes(
+        logits, labels, task, known=known, log_probabilities=log_probabilities
+    )[0]
+
+
+def metrics_and_classes(
+    logits: Tensor,
+    labels: Tensor,
+    task: str,
+    *,
+    known: Tensor | None = None,
+    log_probabilities: bool = False,
+) -> tuple[dict[str, Any], Tensor]:
+    """`all_metrics`, and the AP of each class [K], float64 in this machine's memory.
+
+    A device is waited for twice: for how many clips have a label, and for all numbers.
+    """
+    scores = ranking_scores(logits, task, log_probabilities)
+    numbers = _numbers(scores, labels, known)
+    if task == "multilabel":
+        positive = fitting_labels(scores, labels, known)
+        likely = logits.sigmoid()
+        numbers["accuracy"] = _rightly_judged(likely, positive, 0.5, known)
+        numbers["f1"] = f1_tensor(likely > 0.5, positive, known)
+        numbers["accuracy_all_negative"] = _known_mean(labels == 0, known)
+    found = brought(numbers)
+    result = _result(found, scores, labels, known)
+    names = ("accuracy", "accuracy_all_negative")
+    result |= {n: float(found[n]) for n in names if n in found}
+    if "f1" in found:
+        result |= dict(zip(("f1_macro", "f1_micro"), found["f1"].tolist(), strict=True))
+    return result, found["classes"]
 
 
 def ranking_scores(logits: Tensor, task: str, log_probabilities: bool = False) -> Tensor:
@@ -188,22 +253,57 @@ def ranking_metrics(scores: Tensor, labels: Tensor, known: Tensor | None = None)
         labels: [N, K].
         known: [N, K].
     """
-    macro = mean_average_precision(scores, labels, known)
-    keep = labelled(labels, known).nonzero().flatten()
+    return _result(brought(_numbers(scores, labels, known)), scores, labels, known)
+
+
+def _numbers(scores: Tensor, labels: Tensor, known: Tensor | None) -> dict[str, Tensor]:
+    """What `ranking_metrics` is made of, on the device; how many clips have a label is read."""
+    positive = fitting_labels(scores, labels, known)
+    keep = positive.any(1).nonzero().flatten()
+    ranked, right = scores[keep], positive[keep]
     part = None if known is None else known[keep]
+    column = None if part is None else part.reshape(-1, 1)
+    numbers = {
+        "classes": class_tensor(ranked, right, part),
+        "micro": class_tensor(ranked.reshape(-1, 1), right.reshape(-1, 1), column),
+        "official": official_tensor(ranked, right, known=part),
+        "charades": charades_tensor(scores, positive, known),
+        "top": _within_top(ranked, right, (1, 5), part),
+        "counts": _counts(right, part),
+        "kept": scores.new_full((), len(keep), dtype=torch.float64),
+        "nan": scores.isnan().sum(),
+    }
+    if known is not None:
+        numbers["unknown"] = (known == 0).sum()
+    return numbers
+
+
+def _result(
+    found: Mapping[str, Tensor], scores: Tensor, labels: Tensor, known: Tensor | None
+) -> dict[str, Any]:
+    """`ranking_metrics` of numbers that were brought here.
+
+    Raises:
+        MsqError: NaN among the scores.
+    """
+    if found["nan"]:
+        checked_labels(scores, labels, known)  # says which
+    rows, positives = found["counts"]
+    kept = int(found["kept"])
+    macro = MeanAP(found["classes"], kept, len(labels) - kept)
     result: dict[str, Any] = {
         "map": float(macro),
-        "map_micro": micro_average_precision(scores[keep], labels[keep], part),
-        "map_official": official_micro_average_precision(scores[keep], labels[keep], known=part),
-        "map_charades": float(charades_map(scores, labels, known)),
-        "map_chance": chance_map(labels, known),
-        "top1": topk_accuracy(scores, labels, 1, known),
-        "top5": topk_accuracy(scores, labels, 5, known),
+        "map_micro": float(found["micro"][0]),
+        "map_official": float(found["official"]),
+        "map_charades": float(MeanAP(found["charades"], kept, len(labels) - kept)),
+        "map_chance": _chance(rows, positives),
+        "top1": float(found["top"][0]),
+        "top5": float(found["top"][1]),
         "classes_scored": macro.classes_scored,
         "classes_without_positives": macro.classes_left_out,
         "rows": len(labels),
         "rows_unlabelled": macro.rows_left_out,
     }
     if known is not None:
-        result["pairs_unknown"] = int((known == 0).sum())
+        result["pairs_unknown"] = int(found["unknown"])
     return result

@@ -35,6 +35,11 @@ MOST_CODED_TOKENS = 2000  # the authors' position code is this long
 class MSQNet(nn.Module):
     """Query fusion, decoder (after an encoder of the tokens, if any) and classifier.
 
+    Built by hand it has no clips to be fitted to: the biases of its classifier start at 0, not at
+    the log-odds of the classes, and `fuse_image` is not scaled to the image features (`head.start`
+    `fitted`; `torch` needs neither). `msq.head.build_head` takes both from the training clips, as
+    `msq train-head` does.
+
     Args:
         config: shape and switches.
         classes: K, the classes it is trained on.

@@ -102,6 +102,7 @@ class PackedHead:
         self._groups = packed_groups(config.layers, config.encoder_layers)
         self._named = dict(model.named_parameters())
         self._frozen, self._joined = frozen, dict[str, Tensor]()
+        self._classes: tuple[Any, ...] = ()  # those asked for last, and their parts
 
     def __call__(
         self,
@@ -129,7 +130,7 @@ class PackedHead:
         if not self._frozen:
             self._joined.clear()
         model, clips = self.model, len(tokens)
-        label, position, weight, bias = model.class_parts(text, trained)
+        label, position, weight, bias = self._class_parts(text, trained)
         if model.fuse_label is not None:
             label = model.fuse_label(label)  # A[k]
         fused = None
@@ -150,6 +151,17 @@ class PackedHead:
             x = self._ffn_block(x, name, drop)
         assert x is not None  # there is at least one layer
         return {"logits": self._classify(x, clips, weight, bias)}
+
+    def _class_parts(
+        self, text: Tensor | None, trained: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """`MSQNet.class_parts`; a frozen head makes them once for all batches."""
+        if not self._frozen:
+            return self.model.class_parts(text, trained)
+        if not self._classes or self._classes[0] is not text or self._classes[1] is not trained:
+            self._classes = text, trained, self.model.class_parts(text, trained)
+        found: tuple[Tensor, Tensor | None, Tensor, Tensor] = self._classes[2]
+        return found
 
     def _first_self_block(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,8 +137,10 @@ def bf16_is_native(device: str | torch.device) -> bool:
 
     Elsewhere it is emulated, and a product takes many times as long as in float32.
     """
-    if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    device = torch.device(device)
+    if device.type == "cuda":  # torch tells of the current one
+        with nullcontext() if device.index is None else torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     asked = (
         getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
     )

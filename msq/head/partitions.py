@@ -7,7 +7,6 @@ HMDB51 and UCF101 have three splits of the same clips into training and test. A 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from msq.head.checkpoint import write_json
 from msq.head.evaluate import evaluate_run
 from msq.head.features import StoreLike, configured_features
 from msq.head.run import RunDirectory, clip_counts
+from msq.head.run_result import read_result
 from msq.head.train import train_head
 
 ALL = "all"
@@ -120,7 +120,7 @@ def evaluate_partitions(
         UsageError: the store has no such partitions, or as `evaluate_run`.
     """
     results = {}
-    for name in _stored(run)["partitions"]:
+    for name in read_result(run)["partitions"]:
         file = None if export is None else export.with_stem(f"{export.stem}-{name}")
         results[name] = evaluate_run(
             run / name, store, split, device, export=file, ensemble=ensemble, test_views=test_views
@@ -135,7 +135,7 @@ def is_partitioned(run: Path) -> bool:
     file = run / "result.json"
     if (run / "head.safetensors").exists() or not file.is_file():
         return False
-    return "partitions" in _stored(run)
+    return "partitions" in read_result(run)
 
 
 def require_one_run(run: Path) -> None:
@@ -145,7 +145,7 @@ def require_one_run(run: Path) -> None:
         UsageError: it is one; the message names them.
     """
     if is_partitioned(run):
-        names = ", ".join(str(run / name) for name in _stored(run)["partitions"])
+        names = ", ".join(str(run / name) for name in read_result(run)["partitions"])
         raise UsageError(f"{run}: expected one run, found one for each partition; name {names}")
 
 
@@ -164,6 +164,8 @@ def merged(run: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     metrics: dict[str, Any] = {}
     spread: dict[str, float | None] = {}
     for key in first["metrics"]:
+        if any(key not in part for part in partitions.values()):
+            continue  # a run of before there was this metric
         values = [part[key] for part in partitions.values()]
         if all(isinstance(value, int) for value in values):
             metrics[key] = values[0] if len(set(values)) == 1 else statistics.fmean(values)
@@ -209,11 +211,6 @@ def _counts(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _with_partition(config: RunConfig, name: str) -> RunConfig:
     features = dataclasses.replace(config.features, partition=name)
     return dataclasses.replace(config, features=features)
-
-
-def _stored(run: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    return result
 
 
 def _number(value: float | None) -> float:

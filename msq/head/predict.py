@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from msq.errors import UsageError, VideoError
+from msq.errors import UsageError
 from msq.head.checkpoint import load_model
 from msq.head.evaluate import probabilities, require_same_making, score
 from msq.head.features import Features, StoreLike, load_features
 from msq.head.model import MSQNet
+from msq.head.predict_best import ALL, Best
 from msq.head.predict_labels import Asked, asked_labels, templates_of, unknown_words
-from msq.head.predict_windows import Progress, Windows, predict_windows
+from msq.head.predict_videos import predict_videos
+from msq.head.predict_windows import Progress, Score, Windows, scored_windows
 from msq.head.run_encoders import RunEncoders
 
 if TYPE_CHECKING:
-    from msq.extract.encode import Encoded
-
-FAR_APART = 60.0  # seconds between sampled frames from which a result says so
+    from msq.head.predict_attention import AttentionMaps
 
 
 def load_head(
@@ -83,6 +82,8 @@ class Head:
         every: float | None = None,
         window: float | None = None,
         fps: float | None = None,
+        top: int | None = None,
+        threshold: float | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
         """Score labels for videos, or for rows of a store.
@@ -91,13 +92,16 @@ class Head:
             what: a video file or frame folder, several of them, row numbers of `store`, or
                 features.
             labels: what to look for; None means the classes of the run. Any words can be given to
-                a head with a `shared` or `text` classifier, and any of its own classes to all.
+                a head with a `text` classifier, or a `shared` one and queries that are not
+                `vanilla`; any of its own classes to all.
             prompt: template for labels the run did not have, or several, which are averaged;
                 None is the run's own.
             store: an open feature store, for row numbers.
             every: seconds; a window of each video begins so often, and each is scored by itself.
             window: seconds that each lasts; None is `every`.
             fps: frames per second of folders of pictures, which windows of them need.
+            top: only so many labels of each clip and each window, the best; None for all.
+            threshold: only labels of this score or more, 0 to 1, among these; None for all.
             progress: told of windows done, of how many, and of which video.
 
         Returns:
@@ -108,26 +112,29 @@ class Head:
             video that could be read in part; `error` that it could not be read, and then there are
             no predictions. `seconds_between_frames` is there where it is more than a minute, so
             that what is short may have been missed. With `every`, `segments`: see
-            `msq.head.predict_windows.predict_windows`.
+            `msq.head.predict_windows.scored_windows`.
 
         Raises:
-            UsageError: labels that the classifier cannot score, row numbers without a store, or
-                windows of what is no video.
+            UsageError: labels that the classifier cannot score, row numbers without a store,
+                windows of what is no video, or a `top` or `threshold` that cannot be.
             SpecMismatch: a store, or encoder weights, other than those of the run.
         """
         asked, windows = self._asked(labels, prompt), Windows.asked(every, window)
+        best = Best(top, threshold).checked()
         if isinstance(what, str | Path):
             what = [what]
         if not isinstance(what, Features) and all(isinstance(x, str | Path) for x in what):
             paths = [Path(str(x)) for x in what]
-            results = self._predict_videos(paths, asked, windows, fps, progress)
+            results = predict_videos(
+                paths, self._towers(), self._score(asked, best), windows, fps, progress
+            )
         elif windows is not None:
             raise UsageError("windows in time (every=) are cut from videos: expected video files "
                              "or folders of frames, found features")  # fmt: skip
         else:
             features = what if isinstance(what, Features) else self._rows(what, store)
             require_same_making(self.meta, features, self.name)
-            scored = self._scored(features.to(self.device), asked)
+            scored = self._scored(features.to(self.device), asked, best)
             results = [
                 {"clip": clip, "predictions": predictions}
                 for clip, predictions in zip(features.ids, scored, strict=True)
@@ -136,6 +143,100 @@ class Head:
             for item in results:
                 item["unknown_words"] = list(asked.unknown)
         return results
+
+    def attention(
+        self,
+        video: str | Path,
+        labels: Sequence[str] | None = None,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        top: int | None = None,
+        prompt: str | Sequence[str] | None = None,
+        through_encoder: bool = True,
+        fps: float | None = None,
+    ) -> AttentionMaps:
+        """What the encoders and each class's query look at in a video, by attention rollout.
+
+        The formulas stand in `msq.head.rollout` (the head) and `msq.extract.encoders.rollout` (the
+        encoders). A map says where information may have come from; it is no proof that a score
+        rests on it.
+
+        Args:
+            video: a video file, or a folder of frames.
+            labels: as for `predict`.
+            start: first second of the part to look at; None is the beginning.
+            end: its end in seconds, exclusive; None is the end of the video.
+            top: only so many labels, those of the highest scores.
+            prompt: as for `predict`.
+            through_encoder: follow the attention of the encoders back to the patches. Without it
+                weights stay where the stored tokens lie, which any encoder allows.
+            fps: frames per second of a folder of pictures, which `start` and `end` need.
+
+        Raises:
+            VideoError: nothing can be decoded, or no frame lies in the part.
+            UsageError: labels that the classifier cannot score, a part without length, `top`
+                below 1, or an encoder whose attention cannot be followed.
+            SpecMismatch: encoder weights other than those of the run.
+        """
+        from msq.head.predict_attention import attention_maps
+
+        asked = self._asked(labels, prompt)
+        return attention_maps(
+            self,
+            Path(video),
+            asked,
+            start,
+            end,
+            top=top,
+            through_encoder=through_encoder,
+            fps=fps,
+        )
+
+    def segments(
+        self,
+        video: str | Path,
+        labels: Sequence[str] | None = None,
+        *,
+        every: float,
+        window: float | None = None,
+        prompt: str | Sequence[str] | None = None,
+        fps: float | None = None,
+        top: int | None = None,
+        threshold: float | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Score the windows of one long video, and hand each out as soon as it is done.
+
+        The windows are those of `predict(video, every=...)["segments"]`, in the same order; none is
+        kept, and the video as a whole is not scored. The file is read when the first is asked for.
+
+        Args:
+            video: a video file or frame folder.
+            labels: as for `predict`.
+            every: seconds; a window begins so often.
+            window: seconds that each lasts; None is `every`.
+            prompt: as for `predict`.
+            fps: frames per second of a folder of pictures, which has no times otherwise.
+            top: as for `predict`.
+            threshold: as for `predict`.
+            progress: told of windows done, of how many, and the video's name.
+
+        Yields:
+            `start`, `end` and `predictions` of each window; see
+            `msq.head.predict_windows.scored_windows`.
+
+        Raises:
+            VideoError: the video cannot be opened, or shows nothing.
+            UsageError: labels that the classifier cannot score, or windows that cannot be.
+        """
+        from msq.extract.video_survey import survey
+
+        asked, windows = self._asked(labels, prompt), Windows.asked(every, window)
+        assert windows is not None
+        scored = self._score(asked, Best(top, threshold).checked())
+        film = survey(Path(video), fps=fps)
+        yield from scored_windows(film, windows, self._towers(), scored, progress)
 
     def unknown_words(self, labels: Sequence[str]) -> list[str]:
         """Words of the labels that mean nothing to the run's text encoder."""
@@ -146,14 +247,16 @@ class Head:
             return Asked(self.classes)
         return asked_labels(labels, prompt, self.model, self.meta, self.encoders, self.name)
 
-    def _scored(self, features: Features, asked: Asked) -> list[list[dict[str, Any]]]:
-        """Per clip the labels with their scores, highest first."""
+    def _scored(
+        self, features: Features, asked: Asked, best: Best = ALL
+    ) -> list[list[dict[str, Any]]]:
+        """Per clip the labels that are handed out, with their scores, highest first."""
         rows = torch.arange(len(features.ids), device=self.device)
         logits = score(self.model, features, rows, text=asked.text, trained=asked.trained)
         found = []
         for scores in probabilities(logits, self.meta["task"]).tolist():
             pairs = sorted(zip(asked.names, scores, strict=True), key=lambda p: -p[1])
-            found.append([{"label": name, "score": value} for name, value in pairs])
+            found.append(best.of([{"label": name, "score": value} for name, value in pairs]))
         return found
 
     def _rows(self, rows: Any, store: StoreLike | None) -> Features:
@@ -180,74 +283,14 @@ class Head:
         names = [name for name in store.prompts(text) if list(store.templates(text, name)) == own]
         return names[0] if names else None
 
-    def _predict_videos(
-        self,
-        paths: Sequence[Path],
-        asked: Asked,
-        windows: Windows | None,
-        fps: float | None,
-        progress: Progress | None,
-    ) -> list[dict[str, Any]]:
-        """Decode and encode videos one by one; each is decoded once for all encoders."""
-        stems = [path.stem for path in paths]
-        results: list[dict[str, Any]] = []
-        whole: list[tuple[dict[str, Any], Sequence[Tensor]]] = []
-        for path in paths:
-            item: dict[str, Any] = {
-                "clip": path.stem if stems.count(path.stem) == 1 else path.as_posix(),
-                "predictions": [],
-            }
-            results.append(item)
-            try:
-                found = self._encoded(path, item, asked, windows, fps, progress)
-            except VideoError as error:
-                item["error"] = str(error)
-                continue
-            whole.append((item, found.features))
-            if found.degraded is not None:
-                item["degraded"] = found.degraded
-            if (gap := _widest_gap(found)) > FAR_APART:
-                item["seconds_between_frames"] = gap
-        scored = self._scored(self._features_of([x for _, x in whole]), asked)
-        for (item, _), predictions in zip(whole, scored, strict=True):
-            item["predictions"] = predictions
-        return results
+    def _score(self, asked: Asked, best: Best) -> Score:
+        """What scores the labels for features of videos."""
+        return lambda outputs: self._scored(self._features_of(outputs), asked, best)
 
-    def _encoded(
-        self,
-        path: Path,
-        item: dict[str, Any],
-        asked: Asked,
-        windows: Windows | None,
-        fps: float | None,
-        progress: Progress | None,
-    ) -> Encoded:
-        """The whole video; its windows, where there are to be any, go into the item.
-
-        Raises:
-            VideoError: it cannot be read; windows of it may have been, all the same.
-        """
-        from msq.extract.encode import encode_clip, encode_cuts
-        from msq.extract.timeline import Cut
-        from msq.extract.video_survey import survey
-
+    def _towers(self) -> list[Any]:
+        """The encoders of videos that the head needs."""
         kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
-        encoders = [self.encoders[kind] for kind in kinds]
-        if windows is None:
-            return encode_clip(path, encoders, fps=fps)
-        item["segments"] = []
-        video = survey(path, fps=fps)
-        ((_, found),) = encode_cuts(video, [Cut(None, None)], encoders)
-        item["segments"] = predict_windows(
-            video,
-            windows,
-            encoders,
-            lambda outputs: self._scored(self._features_of(outputs), asked),
-            progress,
-        )
-        if isinstance(found, VideoError):
-            raise found
-        return found
+        return [self.encoders[kind] for kind in kinds]
 
     def _features_of(self, outputs: Sequence[Sequence[Tensor]]) -> Features:
         """Clips, of which there may be none, each [S, D'] and, with an image encoder, [D'']."""
@@ -265,9 +308,3 @@ class Head:
             labels=torch.zeros(n, k, dtype=torch.uint8, device=self.device),
             image=torch.stack([x[1] for x in outputs]).to(self.device) if fused else None,
         )
-
-
-def _widest_gap(found: Encoded) -> float:
-    """Seconds between two sampled frames at most, over all encoders; 0 where unknown."""
-    gaps = (float(np.diff(times).max()) for times in found.times if len(times) > 1)
-    return max((gap for gap in gaps if gap == gap), default=0.0)

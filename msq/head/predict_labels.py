@@ -52,7 +52,7 @@ def asked_labels(
 
     Raises:
         UsageError: no list of different names, or others than the run's where its classifier has
-            weights for these alone.
+            weights for these alone, or nothing of it reads words.
     """
     repeated = sorted({label for label in labels if list(labels).count(label) > 1})
     if isinstance(labels, str) or not labels or repeated:
@@ -75,8 +75,8 @@ def asked_labels(
             "weights for other labels; train the head with --classifier text or "
             "--classifier shared"
         )
-    if model.text is None:
-        return Asked(list(labels), None, torch.tensor(trained))  # `vanilla`
+    if model.text is None:  # words play no part: a prompt neither
+        return Asked(list(labels), None, torch.tensor(_places(labels, classes, name)))
     text = torch.zeros(len(labels), model.text.shape[1], device=model.text.device)
     own = [(i, k) for i, k in enumerate(trained) if k >= 0]
     if own:
@@ -87,6 +87,25 @@ def asked_labels(
         text[new] = encoders["text"](others, templates).to(text)
     unknown = unknown_words(others, model, encoders) if others else []
     return Asked(list(labels), text, torch.tensor(trained), unknown)
+
+
+def _places(labels: Sequence[str], classes: Sequence[str], name: str) -> list[int]:
+    """Where a head that knows no words has these classes.
+
+    Raises:
+        UsageError: one is not there: its query and its score would be those of its place in the
+            list, whatever it is called.
+    """
+    for label in labels:
+        if label not in classes:
+            near = difflib.get_close_matches(label, classes, n=3)
+            raise UsageError(
+                f"{name}: {label!r} is not among its {len(classes)} classes"
+                f"{f' (nearest: {near})' if near else ''}, and neither its queries 'vanilla' nor "
+                "its classifier 'shared' read words; train the head with --queries text or "
+                "multimodal, or with --classifier text"
+            )
+    return [list(classes).index(label) for label in labels]
 
 
 def unknown_words(labels: Sequence[str], model: MSQNet, encoders: RunEncoders) -> list[str]:

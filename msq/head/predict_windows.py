@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,6 +87,8 @@ class Windows:
         steps = np.diff(shown)
         over = last + float(np.median(steps[steps > 0])) if (steps > 0).any() else math.inf
         windows, count = [], math.floor(max(last, 0.0) / self.every) + 1
+        if round(count * self.every, _DIGITS) <= last:  # 0.3 / 0.1 is less than 3
+            count += 1
         if count > _MOST:
             raise UsageError(
                 f"--every {self.every:g}: expected at most {_MOST} windows, found {count} in "
@@ -100,14 +103,14 @@ class Windows:
         return windows
 
 
-def predict_windows(
+def scored_windows(
     video: Survey,
     windows: Windows,
     encoders: Sequence[Any],
     score: Score,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """What is done in each window of a video.
+) -> Iterator[dict[str, Any]]:
+    """What is done in each window of a video, in order, each as soon as all before it are done.
 
     Args:
         video: see `msq.extract.video_survey.survey`.
@@ -116,10 +119,10 @@ def predict_windows(
         score: features of n clips, per clip one tensor for each encoder, to n lists of predictions.
         progress: told of windows done, of how many, and the video's name.
 
-    Returns:
-        Per window, in order, `start`, `end` (seconds; None where the video has no times) and
-        `predictions`; `error` where it has none; `degraded` where the video is damaged;
-        `shown_since` where no frame begins in the window, and the one before it was taken.
+    Yields:
+        Per window `start`, `end` (seconds; None where the video has no times) and `predictions`;
+        `error` where it has none; `degraded` where the video is damaged; `shown_since` where no
+        frame begins in the window, and the one before it was taken.
     """
     from msq.extract.timeline import Cut
 
@@ -127,46 +130,59 @@ def predict_windows(
         reason = ("expected frames with times, to cut the video into windows; found a video "
                   "without time stamps (remux it into a container, or give a folder of frames its "
                   "frame rate by --fps)")  # fmt: skip
-        return [{"start": 0.0, "end": None, "predictions": [], "error": reason}]
+        yield {"start": 0.0, "end": None, "predictions": [], "error": reason}
+        return
     listed = windows.of(video.times)
-    segments: list[dict[str, Any]] = [
-        {"start": window.start, "end": window.end, "predictions": []}
-        | ({} if window.since is None else {"shown_since": window.since})
-        for window in listed
-    ]
     cuts = [Cut(w.start if w.since is None else w.since, w.end) for w in listed]
-    done = 0
-    for batch in _batches(video, cuts, encoders):
-        good = [(place, found) for place, found in batch if not isinstance(found, VideoError)]
-        for place, found in batch:
-            if isinstance(found, VideoError):
-                segments[place]["error"] = str(getattr(found, "reason", found))
-        scored = score([found.features for _, found in good]) if good else []
-        for (place, found), predictions in zip(good, scored, strict=True):
-            segments[place]["predictions"] = predictions
-            if found.degraded is not None:
-                segments[place]["degraded"] = found.degraded
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(cuts), Path(video.path).name)
-    return segments
+    done, following = 0, 0
+    early: dict[int, dict[str, Any]] = {}  # done, and wait for windows before them
+    with closing(_batches(video, cuts, encoders)) as batches:
+        for batch in batches:
+            good = [found.features for _, found in batch if not isinstance(found, VideoError)]
+            scored = iter(score(good) if good else [])
+            for place, found in batch:
+                predictions = [] if isinstance(found, VideoError) else next(scored)
+                early[place] = _segment(listed[place], found, predictions)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(cuts), Path(video.path).name)
+            while following in early:
+                yield early.pop(following)
+                following += 1
+
+
+def _segment(
+    window: Window, found: Encoded | VideoError, predictions: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A window with what became of it."""
+    segment: dict[str, Any] = {
+        "start": window.start, "end": window.end, "predictions": predictions
+    }  # fmt: skip
+    if window.since is not None:
+        segment["shown_since"] = window.since
+    if isinstance(found, VideoError):
+        segment["error"] = str(getattr(found, "reason", found))
+    elif found.degraded is not None:
+        segment["degraded"] = found.degraded
+    return segment
 
 
 def _batches(
     video: Survey, cuts: Sequence[Any], encoders: Sequence[Any]
-) -> Iterator[list[tuple[int, Encoded | VideoError]]]:
+) -> Generator[list[tuple[int, Encoded | VideoError]], None, None]:
     """Every window once; those that a file can no longer give have its error."""
     from msq.extract.encode import encode_cuts
 
     left = set(range(len(cuts)))
     batch: list[tuple[int, Encoded | VideoError]] = []
     try:
-        for place, found in encode_cuts(video, cuts, encoders):
-            left.discard(place)
-            batch.append((place, found))
-            if len(batch) == _AT_ONCE:
-                yield batch
-                batch = []
+        with closing(encode_cuts(video, cuts, encoders)) as encoded:
+            for place, found in encoded:
+                left.discard(place)
+                batch.append((place, found))
+                if len(batch) == _AT_ONCE:
+                    yield batch
+                    batch = []
     except VideoError as error:
         batch += [(place, error) for place in sorted(left)]
     if batch:

@@ -62,10 +62,10 @@ def average_precision(scores: Tensor, labels: Tensor, known: Tensor | None = Non
         MsqError: NaN among the scores.
     """
     scores, positive = checked_labels(scores, labels, known)
-    return _average_precision(scores, positive, known)
+    return class_tensor(scores, positive, known)
 
 
-def _average_precision(scores: Tensor, positive: Tensor, known: Tensor | None) -> Tensor:
+def class_tensor(scores: Tensor, positive: Tensor, known: Tensor | None) -> Tensor:
     """`average_precision` of what is checked; `positive` [N, K] bool, where it is known."""
     ranked, order = scores.sort(dim=0, descending=True)
     hits = positive.gather(0, order).double()
@@ -106,7 +106,7 @@ def macro_ap(scores: Tensor, labels: Tensor, known: Tensor | None = None) -> Ten
         many of the scores are NaN, in which case the first number means nothing.
     """
     positive = labels != 0 if known is None else (labels != 0) & (known != 0)
-    per_class = _average_precision(scores, positive, known)
+    per_class = class_tensor(scores, positive, known)
     value = per_class.nansum() / (~per_class.isnan()).sum()
     return torch.stack([value, scores.isnan().sum().to(value)])
 
@@ -134,20 +134,27 @@ def official_micro_average_precision(
     that ignores the video gets 13.8 % on Charades here and 5.7 % macro.
     """
     scores, positive = checked_labels(scores, labels, known)
+    return float(official_tensor(scores, positive, batch_size, known))
+
+
+def official_tensor(
+    scores: Tensor, positive: Tensor, batch_size: int = 32, known: Tensor | None = None
+) -> Tensor:
+    """`official_micro_average_precision` of what is checked, 0-dimensional on its device."""
     if not scores.numel():
-        return float("nan")
+        return scores.new_full((), float("nan"))
     whole = len(scores) // batch_size * batch_size
     values = [scores.new_zeros(0, dtype=torch.float64)]
     for first, last, size in ((0, whole, batch_size), (whole, len(scores), len(scores) - whole)):
         if first < last:  # a column for each batch: all batches of one size are ranked at once
             shape = (-1, size * scores.shape[1])
-            per_batch = _average_precision(
+            per_batch = class_tensor(
                 scores[first:last].reshape(shape).t(),
                 positive[first:last].reshape(shape).t(),
                 None if known is None else known[first:last].reshape(shape).t(),
             )
             values.append(per_batch.nan_to_num(0.0) * size)
-    return float(torch.cat(values).sum() / len(scores))
+    return torch.cat(values).sum() / len(scores)
 
 
 def charades_map(scores: Tensor, labels: Tensor, known: Tensor | None = None) -> MeanAP:
@@ -158,6 +165,12 @@ def charades_map(scores: Tensor, labels: Tensor, known: Tensor | None = None) ->
     label become -inf.
     """
     scores, positive = checked_labels(scores, labels, known)
+    kept = int(positive.any(1).sum())
+    return MeanAP(charades_tensor(scores, positive, known), kept, len(positive) - kept)
+
+
+def charades_tensor(scores: Tensor, positive: Tensor, known: Tensor | None = None) -> Tensor:
+    """AP of each class [K] as `charades_map` has it, of what is checked."""
     keep = positive.any(1)
     ranked = scores.double().masked_fill(~keep[:, None], -torch.inf)
     order = ranked.argsort(dim=0, descending=True, stable=True)
@@ -165,9 +178,7 @@ def charades_map(scores: Tensor, labels: Tensor, known: Tensor | None = None) ->
     place = torch.arange(1, len(hits) + 1, device=hits.device, dtype=torch.float64)[:, None]
     if known is not None:
         place = _known_so_far(known, order)
-    per_class = (hits * hits.cumsum(0) / place).sum(0) / _positives(hits)
-    kept = int(keep.sum())
-    return MeanAP(per_class, kept, len(keep) - kept)
+    return (hits * hits.cumsum(0) / place).sum(0) / _positives(hits)
 
 
 def _known_so_far(known: Tensor, order: Tensor) -> Tensor:
@@ -190,19 +201,29 @@ def checked_labels(
         UsageError: not two tensors [N, K] of one shape.
         MsqError: NaN among the scores.
     """
+    positive = fitting_labels(scores, labels, known)
+    if bool(scores.isnan().any()):
+        rows = scores.isnan().any(1).nonzero().flatten().tolist()
+        raise MsqError(f"metrics: NaN among the scores of {len(rows)} rows, the first is {rows[0]}")
+    return scores, positive
+
+
+def fitting_labels(scores: Tensor, labels: Tensor, known: Tensor | None = None) -> Tensor:
+    """Where labels [N, K] are known and positive; nothing here waits for the device.
+
+    Raises:
+        UsageError: not tensors [N, K] of one shape.
+    """
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise UsageError(
             f"metrics: expected scores and labels of one shape [N, K], found {list(scores.shape)} "
             f"and {list(labels.shape)}"
         )
-    if bool(scores.isnan().any()):
-        rows = scores.isnan().any(1).nonzero().flatten().tolist()
-        raise MsqError(f"metrics: NaN among the scores of {len(rows)} rows, the first is {rows[0]}")
     if known is None:
-        return scores, labels != 0
+        return labels != 0
     if known.shape != labels.shape:
         raise UsageError(
             f"metrics: expected what is known as [N, K] like the labels, found {list(known.shape)} "
             f"and {list(labels.shape)}"
         )
-    return scores, (labels != 0) & (known != 0)
+    return (labels != 0) & (known != 0)

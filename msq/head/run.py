@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ import torch
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import SpecMismatch, UsageError
+from msq.head.batches import Batches
 from msq.head.checkpoint import jsonable, write_atomic, write_json
+from msq.head.event_file import EventFile, event_files, require_tensorboard
 from msq.head.features import Features
 from msq.head.model import MSQNet
 from msq.head.packed_choice import StepChoice
+from msq.head.run_result import read_result
+from msq.whole_file import append_text
 
 FILES = ("result.json", "config.toml", "env.json", "metrics.jsonl", "head.safetensors", "state.pt",
          "predictions.npz", "log.txt")  # fmt: skip
@@ -69,7 +73,7 @@ class RunDirectory:
 
     Raises:
         SpecMismatch: a run with another configuration or other features is in it.
-        UsageError: files that are no run are in it.
+        UsageError: files that are no run are in it, or TensorBoard is asked for and not there.
     """
 
     def __init__(
@@ -77,9 +81,16 @@ class RunDirectory:
         choice: StepChoice | None = None, more: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.path, self.choice = path, choice
+        self._config, self._more = config, more or {}
+        self._events: EventFile | None = None
         if path is None:
             return
+        if overwrite or not (path / "result.json").exists():
+            require_tensorboard(config.train.tensorboard, None if overwrite else path)
         path.mkdir(parents=True, exist_ok=True)
+        old = event_files(path) if overwrite and not config.train.tensorboard else ()
+        for file in (*path.glob(".events.*"), *old):
+            file.unlink()
         # Without config.toml there is no run: it goes last, and a kill in between leaves one.
         for name in sorted(FILES, key=lambda one: one == "config.toml"):
             for part in path.glob(f".{name}.*"):  # half-written by a process that was killed
@@ -102,11 +113,26 @@ class RunDirectory:
             write_atomic(path / "config.toml", text.encode())
 
     def stored_result(self) -> dict[str, Any] | None:
-        """The result of a finished run; it is written last, so the rest is there too."""
+        """The result of a finished run; it is written last, so the rest is there too.
+
+        Raises:
+            UsageError: it is damaged.
+        """
         if self.path is None or not (self.path / "result.json").exists():
             return None
-        result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        result = read_result(self.path)
         return {**result, **clip_counts(result)}
+
+    def finished(self) -> dict[str, Any] | None:
+        """`stored_result`; its event file is written where one is asked for and not there."""
+        result = self.stored_result()
+        if result is None or not self._config.train.tensorboard or event_files(self._there()):
+            return result
+        text = (self._there() / "metrics.jsonl").read_text(encoding="utf-8")
+        t, clips = self._config.train, result["clips_by_split"]["train"]
+        batches = Batches(torch.arange(clips), t.batch, t.epoch_clips, t.seed)
+        self._begin_events([json.loads(line) for line in text.splitlines()], batches, result)
+        return result
 
     def write_environment(self, device: torch.device) -> None:
         """Write `env.json`: versions, processor, threads. No names of people or machines."""
@@ -127,24 +153,53 @@ class RunDirectory:
             },
         )
 
-    def write_history(self, history: list[dict[str, float]]) -> None:
-        """Write `metrics.jsonl` anew, one line per epoch: after a crash it holds no stray lines."""
-        if self.path is not None:
-            lines = "".join(json.dumps(jsonable(line)) + "\n" for line in history)
-            write_atomic(self.path / "metrics.jsonl", lines.encode())
+    def write_history(self, history: Sequence[Mapping[str, float]], batches: Batches) -> None:
+        """Write `metrics.jsonl` anew, one line per epoch: after a crash it holds no stray lines.
 
-    def append_history(self, line: dict[str, float]) -> None:
-        """Add one epoch to `metrics.jsonl`."""
+        So it is with TensorBoard's event file, where one is asked for or was begun.
+
+        Args:
+            history: the lines.
+            batches: of the run, for the number of steps and clips in an epoch.
+        """
+        if self.path is None:
+            return
+        lines = "".join(json.dumps(jsonable(line)) + "\n" for line in history)
+        write_atomic(self.path / "metrics.jsonl", lines.encode())
+        if self._config.train.tensorboard or event_files(self.path):
+            self._begin_events(history, batches)
+
+    def append_history(self, line: Mapping[str, float]) -> None:
+        """Add one epoch to `metrics.jsonl`, and to the event file."""
         if self.path is not None:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(jsonable(line)) + "\n")
+            append_text(self.path / "metrics.jsonl", json.dumps(jsonable(line)) + "\n")
+        if self._events is not None:
+            self._events.add(line)
+
+    def write_scores(self, result: Mapping[str, Any]) -> None:
+        """Add the metrics of a finished run to the event file, where there is one."""
+        if self._events is not None:
+            self._events.finish(result)
+
+    def _begin_events(
+        self,
+        history: Sequence[Mapping[str, float | None]],
+        batches: Batches,
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
+        text = (self._there() / "config.toml").read_text(encoding="utf-8")
+        settings = {**configuration.deciding(self._config), **self._more}
+        self._events = EventFile(self._there(), batches, text, settings, history, result)
+
+    def _there(self) -> Path:
+        assert self.path is not None
+        return self.path
 
     def log(self, message: str) -> None:
         """Add a line with the time to `log.txt`."""
         if self.path is not None:
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{now} {message}\n")
+            append_text(self.path / "log.txt", f"{now} {message}\n")
 
 
 def clip_counts(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,8 +233,8 @@ def _require_same(
     data = stored.get("data", {})
     step = data.pop("step", None)
     lines = configuration.difference(
-        configuration.to_dict(configuration.from_dict(stored, str(file))),
-        configuration.to_dict(config),
+        configuration.deciding(configuration.from_dict(stored, str(file))),
+        configuration.deciding(config),
     )
     own = [name for name in configuration.PASSED_OVER if name in stored and name != "data"]
     lines += configuration.difference({name: stored[name] for name in own}, more)

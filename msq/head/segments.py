@@ -35,9 +35,11 @@ def segment_map(
         UsageError: shapes that do not fit, a class that is not among the K, one that stands twice
             in a segment, or a segment called `overall`.
     """
-    overall = mean_average_precision(scores, labels, known)
-    classes = scores.shape[1]
-    result = {"overall": overall}
+    return _by_segment(mean_average_precision(scores, labels, known), segments)
+
+
+def _by_segment(overall: MeanAP, segments: Mapping[str, Sequence[int]]) -> dict[str, MeanAP]:
+    result, classes = {"overall": overall}, len(overall.per_class)
     for name, members in segments.items():
         if name in result:
             raise UsageError(f"segment_map: expected a segment other than {name!r}")
@@ -61,7 +63,19 @@ def segment_metrics(
     """`map_NAME` and `classes_scored_NAME` of each segment; nothing where there are none."""
     if not segments:
         return {}
-    found = segment_map(scores, labels, segments, known)
+    return _named(segment_map(scores, labels, segments, known), segments)
+
+
+def class_segments(
+    per_class: Tensor, segments: Mapping[str, Sequence[int]]
+) -> dict[str, float | int]:
+    """`segment_metrics` from the AP of each class [K]."""
+    return _named(_by_segment(MeanAP(per_class, 0, 0), segments), segments) if segments else {}
+
+
+def _named(
+    found: Mapping[str, MeanAP], segments: Mapping[str, Sequence[int]]
+) -> dict[str, float | int]:
     return {
         key: value
         for name in segments

@@ -82,13 +82,16 @@ def evaluate_split(model: MSQNet, features: Features, split: ClassSplit) -> dict
 def clip_baseline(features: Features, split: ClassSplit) -> dict[str, Any] | None:
     """The same numbers by CLIP's own similarity of image and class text, without any training.
 
-    None where the store has no such pair in one space (poolers, another text encoder, no image).
+    None where the store has no such pair in one space: poolers, another text encoder, no image, or
+    specs that do not say.
     """
     image, text = features.image, features.text
     if image is None or text is None or image.shape[1] != text.shape[1]:
         return None
-    names = [features.specs.get(kind, {}) for kind in ("image", "text")]
-    if names[0].get("sha256") != names[1].get("sha256"):
+    specs = [features.specs.get(kind, {}) for kind in ("image", "text")]
+    if any(spec.get("output") != "projected" for spec in specs):
+        return None
+    if specs[0].get("sha256") != specs[1].get("sha256"):
         return None  # the widths agree by chance: BERT's words beside CLIP's pictures
     return _both_ways(lambda columns, rows: clip_similarity(features, rows, columns),
                       features, split)  # fmt: skip

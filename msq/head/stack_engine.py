@@ -96,7 +96,7 @@ def _stored(jobs: Sequence[Job], device: str) -> list[RunResult | Exception] | N
             return None
         directory = RunDirectory(job.run, job.config, job.features)
         model = load_model(job.run / "head.safetensors", device)[0]
-        found.append(RunResult(job.run, True, directory.stored_result() or {}, model))
+        found.append(RunResult(job.run, True, directory.finished() or {}, model))
     return found
 
 
@@ -194,7 +194,7 @@ def _train(
         directory = begun.directory
         directory.write_environment(torch.device(device))
         directory.log(f"{begun.training.opening()}; {len(stack)} heads at once")
-        directory.write_history([])
+        directory.write_history([], begun.training.batches)
     try:
         together = StackedTraining([begun.training for begun in stack])
         together.run([begun.directory for begun in stack], progress)

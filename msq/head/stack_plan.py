@@ -8,6 +8,7 @@ which every worker reads, and with which an interrupted sweep goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -164,7 +165,9 @@ def _by_measurement(plan: Plan, device: str, load: Load) -> Plan:
 
 def _seconds(step: Callable[[], None], device: str) -> float:
     """Seconds of a step, after those that a recording needs."""
-    wait: Callable[[], object] = torch.cuda.synchronize if device.startswith("cuda") else int
+    wait: Callable[[], object] = int
+    if device.startswith("cuda"):
+        wait = functools.partial(torch.cuda.synchronize, device)
     for _ in range(WARM_UP + 2):
         step()
     wait()

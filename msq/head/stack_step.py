@@ -18,9 +18,13 @@ from msq.errors import UsageError
 from msq.head.feeding import Batch
 from msq.head.loss import NUMBERS, class_losses
 from msq.head.masks import CountedMasks, Masks, drop_rate
+from msq.head.sending import sent
 from msq.head.stack_model import StackedHead, StackedMasks
 from msq.head.stack_parameters import StackedParameters
 from msq.head.training import Training
+
+# Steps whose rates are brought to the device together: few, for it runs on while they are made.
+PLANNED = 32
 
 
 def stacked_loss(
@@ -95,6 +99,7 @@ class StackedStep:
         wide = torch.float32 if device.type == "cuda" else torch.float64  # as in TrainingStep
         self._rates = torch.zeros(len(trainings), dtype=wide, device=device)
         self._weights = self.parameters.data.new_zeros(len(trainings), 1)
+        self._first, self._coming = 0, torch.zeros(0, 2, len(trainings), device=device)
         self._keys = torch.tensor([[t.config.train.seed, 0] for t in trainings], device=device)
         bounds = [t.config.optim.clip_grad or math.inf for t in trainings]
         self._bounds = self.parameters.data.new_tensor(bounds)
@@ -115,13 +120,22 @@ class StackedStep:
     def plan(self, step: int) -> None:
         """Say which step comes, 0 for the first of all runs."""
         self._number = step
-        rates = [t.taking.rate(step) for t in self.trainings]
-        self._rates.copy_(torch.tensor(rates, dtype=self._rates.dtype))
+        if not 0 <= step - self._first < len(self._coming):
+            self._first, self._coming = step, self._planned(step)
+        rates, weights = self._coming[step - self._first]
+        self._rates.copy_(rates)
         self._keys[:, 1].fill_(step)
-        if self.average is not None:
-            decays = [min(t.config.train.ema, (1 + step) / (10 + step)) for t in self.trainings]
-            taken = torch.tensor([[1 - decay] for decay in decays], dtype=self._weights.dtype)
-            self._weights.copy_(taken)
+        self._weights.copy_(weights[:, None])
+
+    def _planned(self, step: int) -> Tensor:
+        """Rate and weight in the average of each head [n, 2, G] in the steps from this one on."""
+        last = max(t.steps for t in self.trainings)
+        numbers = range(step, max(step + 1, min(step + PLANNED, last)))
+        rates = [[t.taking.rate(min(n, t.steps - 1)) for t in self.trainings] for n in numbers]
+        weights = [[1 - min(t.config.train.ema, (1 + n) / (10 + n)) for t in self.trainings]
+                   for n in numbers]  # fmt: skip
+        both = torch.tensor([rates, weights], dtype=torch.float64)
+        return sent(both.transpose(0, 1).contiguous(), self.device)
 
     def run(self, batch: Batch) -> None:
         """Take the step that was planned.

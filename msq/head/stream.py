@@ -23,12 +23,14 @@ from torch import Tensor
 from msq.errors import UsageError
 from msq.head.encoded_tokens import EncodedTokens
 from msq.head.memory import fits
+from msq.head.sending import copying_stream, on_host
 
 # Reads rows of the store into uint8 [n, row bytes], each verified; from any thread.
 ReadRows = Callable[[Sequence[int], NDArray[np.uint8]], None]
 AHEAD = 2
 THREADS = 2
 _PART = 1 << 20  # bytes that a thread reads at least before it looks for other work
+_QUEUED = 2  # batches that a GPU is given before it has come to them
 _PIECE = 32_000  # numbers; torch shares work on 32,768 and more between threads of its own
 
 
@@ -82,6 +84,7 @@ class StreamedTokens:
         # Each with the event after which it may be written again; None: at once.
         self._free: list[tuple[Tensor, torch.cuda.Event | None]] = []
         self._lent: Tensor | None = None
+        self._begun: deque[torch.cuda.Event] = deque()  # on a GPU: when each batch was asked for
 
     def __len__(self) -> int:
         """N."""
@@ -215,11 +218,24 @@ class StreamedTokens:
             _widen(source, slots)
 
     def _on_device(self, buffer: Tensor, count: int) -> Tensor:
-        """A copy on the GPU; nothing waits for it but whoever writes the buffer again."""
-        stored = buffer[:count].to(self.device, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record(torch.cuda.current_stream(self.device))
+        """A copy on the GPU, made beside the step before; only who writes the buffer waits for it.
+
+        It has a stream of its own: in that of the steps it would stand behind them, and so would
+        whoever waits for the buffer. So that batches do not pile up on the GPU where reading is
+        faster than the steps, the processor is at most `_QUEUED` batches before it.
+        """
+        stream, current = copying_stream(self.device), torch.cuda.current_stream(self.device)
+        begun, copied = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        begun.record(current)
+        self._begun.append(begun)
+        if len(self._begun) > _QUEUED:
+            self._begun.popleft().synchronize()
+        with torch.cuda.stream(stream):
+            stored = buffer[:count].to(self.device, non_blocking=True)
+            copied.record(stream)
         self._free.append((buffer, copied))
+        current.wait_stream(stream)
+        stored.record_stream(current)
         return stored.to(self.dtype)
 
 
@@ -248,11 +264,12 @@ def with_next(
             yield part, tokens[part]
         return
     own = tokens.to()
+    places = on_host(parts)
     try:
         for i, part in enumerate(parts):
-            for later in parts[i : i + own.ahead]:
+            for later in places[i : i + own.ahead]:
                 own.prefetch(later)
-            yield part, own.lend(part)
+            yield part, own.lend(places[i])
     finally:
         own.close()
 

@@ -18,6 +18,7 @@ import torch
 
 from msq.errors import MsqError, UsageError
 from msq.head.device_errors import DeviceFailed, device_failed, is_of_device
+from msq.head.event_file import require_tensorboard
 from msq.head.features import Features, configured_features
 from msq.head.sweep_breaks import breaks_path, note_breaks
 from msq.head.sweep_claims import at_work, claim
@@ -138,8 +139,10 @@ def prepare(
 
     Raises:
         MsqError: another process works on another plan there.
-        UsageError: a folder with other things in it.
+        UsageError: a folder with other things in it, or trials that ask for TensorBoard, which is
+            not there.
     """
+    require_tensorboard(any(trial.config.train.tensorboard for trial in plan.trials))
     stored = read_plan(folder) if (folder / "plan.json").exists() else None
     if stored is None and folder.is_dir() and any(x.name != "claims" for x in folder.iterdir()):
         raise UsageError(f"{folder}: expected an empty or new folder, or a sweep; found files but "

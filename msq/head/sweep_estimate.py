@@ -64,7 +64,7 @@ def measured_rate(trial: Trial, features: Features, device: str) -> float:
         began = time.perf_counter()
         train_head(seen, config, None, device=device, stop_after=steps)
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
     seconds(1)  # what the first step alone costs

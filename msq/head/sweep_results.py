@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msq import config as configuration
+from msq.errors import UsageError
 from msq.head.sweep_plan import Plan
 from msq.head.trials import Trial
 
@@ -46,16 +47,14 @@ class Line:
 
 
 def lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
-    """Every place of the plan, in its order; without trials where none is done yet."""
-    places: dict[str, list[Trial]] = {}
-    for trial in plan.trials:
-        places.setdefault(_key(trial.row), []).append(trial)
+    """Every place of the plan, in its order; without trials where none is done yet.
+
+    Raises:
+        UsageError: as `places`.
+    """
     found = []
-    for trials in places.values():
-        repeats: dict[str, list[Trial]] = {}
-        for trial in trials:
-            repeats.setdefault(_key(trial.repeat), []).append(trial)
-        standing = [best for group in repeats.values() if (best := chosen(group, outcomes))]
+    for repeats in places(plan):
+        standing = [best for group in repeats if (best := chosen(group, outcomes))]
         metrics = {}
         if standing:
             names = list(standing[0][1]["metrics"])
@@ -63,8 +62,29 @@ def lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
                 name: spread([outcome["metrics"].get(name) for _, outcome in standing])
                 for name in names
             }
-        found.append(Line(trials[0].row, standing, len(repeats), metrics))
+        found.append(Line(repeats[0][0].row, standing, len(repeats), metrics))
     return found
+
+
+def places(plan: Plan) -> list[list[list[Trial]]]:
+    """The trials of each place in the table, by repeat; those of one repeat differ in a choice.
+
+    Raises:
+        UsageError: two trials stand in one place, and no choice was asked for between them.
+    """
+    found: dict[str, dict[str, list[Trial]]] = {}
+    for trial in plan.trials:
+        found.setdefault(_key(trial.row), {}).setdefault(_key(trial.repeat), []).append(trial)
+    for group in (group for repeats in found.values() for group in repeats.values()):
+        if len({_key(trial.choice) for trial in group}) < len(group):
+            ids = ", ".join(trial.id for trial in group)
+            raise UsageError(
+                f"sweep {plan.name}: expected one trial for each place in its table, found "
+                f"{len(group)} at {group[0].name() or 'its only one'!r} (trials {ids}), and no "
+                "choice between them; give each a name or an axis of its own and run the same "
+                "command again: what is trained is kept"
+            )
+    return [list(repeats.values()) for repeats in found.values()]
 
 
 def chosen(trials: Sequence[Trial], outcomes: Outcomes) -> tuple[Trial, Mapping[str, Any]] | None:
@@ -80,6 +100,19 @@ def chosen(trials: Sequence[Trial], outcomes: Outcomes) -> tuple[Trial, Mapping[
         return -math.inf if value is None else float(value)
 
     return max(done, key=validation)  # the first of equals
+
+
+def undecided(plan: Plan, outcomes: Outcomes) -> tuple[int, int]:
+    """How many choices had no validation score to go by, and among how many that were begun.
+
+    There the first value that is done stands in the table.
+    """
+    begun = []
+    for group in (group for repeats in places(plan) for group in repeats if len(group) > 1):
+        done = [outcomes[trial.id] for trial in group if trial.id in outcomes]
+        if done:
+            begun.append(all(one["training"]["best_val_score"] is None for one in done))
+    return sum(begun), len(begun)
 
 
 def baselines(found: Sequence[Line]) -> list[Line]:
@@ -109,7 +142,7 @@ def early_stopping(plan: Plan, outcomes: Outcomes) -> dict[str, Any] | None:
         None where no trial could stop early; else `trials, stopped` (counts), `epochs_planned,
         epochs_run, saved` (share of the epochs), `seconds_saved` (epochs not run, at the measured
         seconds per epoch), `pairs` (trials that also ran in full), and `cost` (metric -> mean,
-        std, values of full minus stopped), over the pairs.
+        std, values of full minus stopped; None where one has no number), over the pairs.
     """
     able = [
         (trial, outcomes[trial.id])
@@ -140,10 +173,18 @@ def early_stopping(plan: Plan, outcomes: Outcomes) -> dict[str, Any] | None:
         ),
         "pairs": len(pairs),
         "cost": {
-            name: spread([long["metrics"][name] - short["metrics"][name] for long, short in pairs])
+            name: spread([_cost(long["metrics"], short["metrics"], name) for long, short in pairs])
             for name in names
         },
     }
+
+
+def _cost(
+    full: Mapping[str, float | None], stopped: Mapping[str, float | None], name: str
+) -> float | None:
+    """Full minus stopped; None where either is no number, as without a label in the test clips."""
+    long, short = full.get(name), stopped.get(name)
+    return None if long is None or short is None else long - short
 
 
 def _without_patience(trial: Trial) -> str:

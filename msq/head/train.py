@@ -75,7 +75,7 @@ def train_head(
         shape = StepShape.of(features, config, choice)
         require_room(shape, device, moving_bytes(features, device))
     directory = RunDirectory(out, config, features, overwrite, choice)
-    stored = directory.stored_result()
+    stored = directory.finished()
     if stored is not None and out is not None:
         return RunResult(out, True, stored, load_model(out / "head.safetensors", device)[0])
     return _trained(features, config, directory, resume, progress, device, stop_after,
@@ -108,7 +108,7 @@ def _trained(
             directory.log(training.opening())
         if note:
             directory.log(note)
-        directory.write_history(training.history)
+        directory.write_history(training.history, training.batches)
         saver = Checkpoints(directory, training, checkpoint_seconds)
         try:
             finished = training.run(directory, saver, progress, stop_after)

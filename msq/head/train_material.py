@@ -176,5 +176,6 @@ def _assembled(
         image=towers.tower,
         failures=towers.failures,
         skipped=data.unusable,
+        kept=data.kept,
         notes=(*(f"{data.name}: {note}" for note in data.notes), *towers.notes),
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from msq.errors import UsageError
+from msq.head.sending import sent
 
 Which = Literal["clean", "augmented", "all"]
 REASON = "without all training views"  # in `Features.left_out`
@@ -51,7 +52,7 @@ class TrainViews:
             seed: of the run.
             step: of the optimiser.
         """
-        views = self.draw(len(rows), seed, step).to(rows.device)
+        views = sent(self.draw(len(rows), seed, step), rows.device)
         places = self.place[rows]
         image = None if self.image is None else self.image[views, places]
         return self.tokens[views, places], image

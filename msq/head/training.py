@@ -56,6 +56,9 @@ class Training:
         self.features, self.config = features, config
         self.loss = loss_kind(config.train.loss, features.task)
         self.train_rows, self.val_rows = split_rows(features, config.train.val, config.train.seed)
+        if self.val_rows.numel() and not self.train_rows.numel() and features.rows("train").numel():
+            raise UsageError(f"train.val = {config.train.val}: holds out all {len(self.val_rows)} "
+                             "training clips; expected a share that leaves some")  # fmt: skip
         if not self.train_rows.numel():
             raise UsageError(f"features of {features.name}: no training clip among "
                              f"{features.coverage()}")  # fmt: skip

@@ -211,8 +211,8 @@ def run_group(
 
     Returns:
         An outcome for each: `id, status` (`done` or `failed`), and where done `kind, protocol,
-        task, dataset, metrics` (fractions), `detail`, `training` (epochs, seconds, what validation
-        chose), else `error` and `error_type`.
+        task, dataset, split` (whose clips were scored), `metrics` (fractions), `detail`,
+        `training` (epochs, seconds, what validation chose), else `error` and `error_type`.
 
     Raises:
         DeviceFailed: the device failed, and so would whatever else is tried on it.
@@ -258,11 +258,13 @@ def scored(trial: Trial, resident: Resident, trained: RunResult) -> dict[str, An
     else:
         detail = {**result["metrics"], "per_class": result["per_class"]}
     metrics = {k: v for k, v in detail.items() if isinstance(v, float | int) and k != "seed"}
+    split = result["split"] if trial.kind == "train" else "test"
     return {
         "id": trial.id,
         "status": "done",
         "kind": trial.kind,
         "task": features.task,
+        "split": split,
         **{key: result[key] for key in ("protocol", "dataset", "variant", "partition", "views",
                                         "queries", "classifier", "protocol_changes")},
         "metrics": metrics,

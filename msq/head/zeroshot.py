@@ -99,8 +99,8 @@ def plan_zero_shot(
             `official`, which has no other, a choice without validation clips, or nothing to do.
     """
     _refuse_per_class(config, classifier)
-    choices = expand_choice(config, choose or {})
     first = variants[0].features
+    choices = expand_choice(config, choose or {}, validated="val" in first.splits)
     divisions: list[tuple[dict[str, Any], ClassSplit | None, ActorSplit | None]] = []
     if actors is not None:
         divisions = [({"actors": "others"}, None, one) for one in actors]
@@ -155,9 +155,15 @@ def _refuse_per_class(config: RunConfig, classifier: Classifier | None) -> None:
 
 
 def expand_choice(
-    config: RunConfig, choose: Mapping[str, Sequence[Any]]
+    config: RunConfig, choose: Mapping[str, Sequence[Any]], *, validated: bool
 ) -> list[tuple[dict[str, Any], RunConfig]]:
     """Each combination of the values to choose from, and the configuration that it makes.
+
+    Args:
+        config: of each run.
+        choose: configuration key -> values.
+        validated: whether the features have validation clips of their own; else `train.val` of the
+            training clips are held out.
 
     Raises:
         UsageError: an unknown key, no value, or no validation clips to choose by.
@@ -166,14 +172,14 @@ def expand_choice(
     for key, values in choose.items():
         if not values:
             raise UsageError(f"choice {key}: expected a value, found none")
-        if config.train.val == 0:
-            raise UsageError(f"choice {key}: expected validation clips to choose by, found "
-                             "train.val = 0")  # fmt: skip
         made = [
             ({**taken, key: value}, configuration.override(so_far, [f"{key}={value}"]))
             for taken, so_far in made
             for value in values
         ]
+    if choose and not validated and any(one.train.val == 0 for _, one in made):
+        raise UsageError(f"choice {', '.join(choose)}: expected validation clips to choose by, "
+                         "found train.val = 0 and no clip of the split val")  # fmt: skip
     return made
 
 

@@ -17,6 +17,7 @@ def run(
     rounds: int | None = None,
     device: str = "cpu",
     compile: bool = False,
+    emulated: bool = False,
     only: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def run(
         rounds: how often each side runs; None leaves it to the case.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         compile: also time torch.compile.
+        emulated: bf16 also where the processor only emulates it.
         only: names of cases contain this.
         quiet: no progress.
 
@@ -37,7 +39,9 @@ def run(
     from msq.extract.devices import resolve_device
 
     place = _chosen(resolve_device(device), kind)
-    settings = Settings(quick=quick, rounds=rounds, device=place, compile=compile, only=only)
+    settings = Settings(
+        quick=quick, rounds=rounds, device=place, compile=compile, only=only, emulated=emulated
+    )
     cases = registry(kind, settings)
     with terminal.progress(f"bench {kind}", quiet=quiet) as update:
         return run_cases(cases, settings, update)

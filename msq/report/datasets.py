@@ -16,6 +16,8 @@ from msq.extract.datasets.options import check_options, parse_options
 from msq.extract.datasets.registry import find_adapter, list_adapters
 from msq.report import terminal
 
+SHOWN = 20
+
 
 def show_list(*, json: bool = False) -> None:
     """Name, needs, access and options of every adapter."""
@@ -68,6 +70,10 @@ def show_survey(name: str, root: Path, pairs: Sequence[str], *, json: bool = Fal
     columns = 4 if any(row[3] for row in rows) else 3
     header = ("", "found", "published", "")[:columns]
     terminal.table(f"{survey.dataset} in {root}", header, [row[:columns] for row in rows])
+    for item in survey.kept_items[:SHOWN]:
+        terminal.say(f"kept: {item['item']}: {item['change']}")
+    if (rest := len(survey.kept_items) - SHOWN) > 0:
+        terminal.say(f"kept: … and {rest} more (all of them with --json)")
     for note in survey.notes:
         print(note)
     if survey.missing:

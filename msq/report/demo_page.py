@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msq.report import page, terminal
 from msq.report.terminal import percent
+from msq.whole_file import write_text
 
 if TYPE_CHECKING:
     from msq.world import World
@@ -117,7 +118,7 @@ def build(
         f"trained on the same kind of world with other seeds. World seed {result['seed']}."
     )
     path = out / "report.html"
-    path.write_text(page.page("msq demo", lead, sections), encoding="utf-8")
+    write_text(path, page.page("msq demo", lead, sections))
     return path
 
 

@@ -31,15 +31,17 @@ def settings(
 
     Raises:
         UsageError: an unknown key, a value of another type, one that the protocol excludes, or
-            another head than that of `init_head`.
+            another head than that of `init_head`, or TensorBoard is asked for and not there.
     """
     from msq.head.end_to_end_config import end_to_end_settings
+    from msq.head.event_file import require_tensorboard
     from msq.head.inherited_head import inherited_settings
 
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    asked = [*(overrides or ()), *given]
+    asked = stage_two.assignments(overrides, options)
     taken = [] if init_head is None else inherited_settings(init_head, file, asked)
-    return end_to_end_settings(file, [*taken, *asked])
+    config = end_to_end_settings(file, [*taken, *asked])
+    require_tensorboard(config.run.train.tensorboard)
+    return config
 
 
 def train(
@@ -167,6 +169,7 @@ def _with_losses(result: Mapping[str, Any], material: Material) -> dict[str, Any
         "failed": len(failures),
         "skipped": len(skipped),
         "skipped_items": skipped,
+        "kept_items": [{"item": item, "change": change} for item, change in material.kept],
     }
 
 
@@ -177,6 +180,7 @@ def show(result: Mapping[str, Any], *, json: bool = False) -> None:
         ("failed", result["failures"]),
         ("degraded", degraded),
         ("skipped", result["skipped_items"]),
+        ("kept", result.get("kept_items", ())),
     ):
         for item in items[:SHOWN]:
             terminal.say(f"{title}: {stage_one.item_line(item)}")

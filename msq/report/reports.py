@@ -9,6 +9,7 @@ from msq.errors import UsageError
 from msq.report import run_page, terminal
 from msq.report.table_formats import FORMATS, document, remarks, show_terminal
 from msq.report.tables import joined, load_tables
+from msq.whole_file import write_text
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", ".json": "json"}
 
@@ -51,7 +52,7 @@ def report(
         print(text, end="")
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
         terminal.say(str(out))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from msq.errors import UsageError
+from msq.head import run_result
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,10 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is not finished, or its result is damaged.
     """
-    file = path / "result.json"
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not (path / "result.json").exists():
         raise UsageError(f"{path}: expected a sweep (plan.json) or a finished run (result.json), "
-                         "found neither") from None  # fmt: skip
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: expected the result of a run; {error}") from None
-    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
-        raise UsageError(f"{file}: expected the result of a run, found no metrics in it")
-    return result
+                         "found neither")  # fmt: skip
+    return run_result.read_result(path)
 
 
 def read_run(path: Path, name: str) -> RunFiles:

@@ -20,13 +20,12 @@ from msq.report.run_files import RunFiles, read_run
 from msq.report.scores import METRICS
 from msq.report.stage_one import item_line
 from msq.report.table_formats import cells, remarks
-from msq.report.tables import Table, heading
+from msq.report.tables import Table, heading, is_count
 
 # Entries of a result that have a place of their own on the page.
 ELSEWHERE = ("metrics", "per_class", "partitions", "spread")
 FIRST = ("protocol", "protocol_changes", "dataset", "variant", "partition", "task", "queries",
          "classifier", "split", "views")  # fmt: skip
-COUNTS = ("classes_", "rows", "pairs_")  # metrics that are numbers of something
 CURVES = (
     ("loss", "training loss"),
     ("val_map", "validation mAP"),
@@ -89,6 +88,7 @@ def _sweep(folder: Path) -> str:
                             f"{record['failed']} failed, {record['skipped']} skipped"))  # fmt: skip
         lost += [f"failed: {store}: {item_line(item)}" for item in record["failures"]]
         lost += [f"skipped: {store}: {item_line(item)}" for item in record["skipped_items"]]
+        lost += [f"kept: {store}: {item_line(item)}" for item in record.get("kept_items", ())]
     return page.section(f"{plan.name}: the sweep", page.facts(rows), page.remarks(lost))
 
 
@@ -156,7 +156,7 @@ def _value(key: str, value: Any, std: float | None) -> str:
     """A fraction as percent, a count as it is."""
     if value is None or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
-    if key.startswith(COUNTS):
+    if is_count(key):
         return f"{value:g}"
     return f"{terminal.spread(value, std)} %"
 

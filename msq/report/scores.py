@@ -16,6 +16,8 @@ METRICS = (
     ("top5", "top-5"),
     ("accuracy", "element-wise accuracy at 0.5"),
     ("accuracy_all_negative", "  the same for 'nothing happens'"),
+    ("f1_macro", "F1 at 0.5 (macro)"),
+    ("f1_micro", "F1 at 0.5 (micro)"),
 )
 SHOWN = 5
 OFFICIAL = 1863  # test videos of Charades; `msq.head.export` checks submissions against it

@@ -26,7 +26,11 @@ def run(request: ExtractRequest, *, quiet: bool = False) -> ExtractResult:
 
 
 def place(request: ExtractRequest) -> str:
-    """The device and the precision of an extraction, or the workers that it is handed to."""
+    """The device and the precision of an extraction, or the workers that it is handed to.
+
+    Of processes that a launcher started, each has a device of its own; this one knows its own.
+    """
+    from msq.extract import cluster
     from msq.extract.devices import resolve_device
     from msq.head.device import in_words
 
@@ -34,7 +38,15 @@ def place(request: ExtractRequest) -> str:
         return f"{request.devices} (--devices), {request.precision}"
     if request.scheduler is not None:  # this process has nothing to do on a device then
         return f"the workers of {request.scheduler}, {request.precision}"
-    return in_words(resolve_device(request.device), request.precision)
+    spot = cluster.place()
+    if spot is None:
+        return in_words(resolve_device(request.device), request.precision)
+    here = in_words(
+        resolve_device(cluster.own_device(request.device, spot.local_rank)), request.precision
+    )
+    own = request.device in ("auto", "cuda")
+    each = "the device of its local rank" if own else request.device
+    return f"{spot.world} processes, each on {each}; rank {spot.rank}: {here}"
 
 
 def precision_hint(request: ExtractRequest) -> str:
@@ -85,7 +97,7 @@ def note(event: dict[str, Any]) -> str:
 
 
 def show(result: ExtractResult, *, json: bool = False) -> None:
-    """The result on stdout; every failed, degraded or skipped item on stderr.
+    """The result on stdout; every failed, degraded, skipped or mended item on stderr.
 
     What the dataset leaves out by its own rules is counted; `--json` lists it.
     """
@@ -96,11 +108,9 @@ def show(result: ExtractResult, *, json: bool = False) -> None:
         ("failed", document["failures"]),
         ("degraded", document["degraded"]),
         ("skipped", document["skipped_items"]),
+        ("kept", document["kept_items"]),
     ):
-        for item in items[:SHOWN]:
-            terminal.say(f"{title}: {item_line(item)}")
-        if len(items) > SHOWN:
-            terminal.say(f"{title}: … and {len(items) - SHOWN} more (all of them with --json)")
+        _say_first(title, items)
     if count := document.get("left_out"):
         first = item_line(document["left_out_items"][0])
         terminal.say(f"{count} left out by the dataset's own rules (all with --json): {first}, …")
@@ -132,13 +142,23 @@ def _unknown(words: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
+def _say_first(title: str, items: Sequence[Any]) -> None:
+    """The first items on stderr, and how many more there are."""
+    for item in items[:SHOWN]:
+        terminal.say(f"{title}: {item_line(item)}")
+    if len(items) > SHOWN:
+        terminal.say(f"{title}: … and {len(items) - SHOWN} more (all of them with --json)")
+
+
 def item_line(item: Any) -> str:
-    """One failed, degraded or skipped item in a line."""
+    """One failed, degraded, skipped or mended item in a line."""
     if isinstance(item, dict):
-        message = f" ({item['message']})" if item.get("message") else ""
         views = item.get("views", ())
         which = f", {len(views)} views" if len(views) > 1 else "".join(f", view {v}" for v in views)
-        return f"{item.get('clip', item.get('item', '?'))}{which}: {item['reason']}{message}"
+        said = item["change"] if "change" in item else item["reason"]
+        message = item.get("message")  # the decoder's own words, which the reason may hold already
+        more = f" ({message})" if message and message not in said else ""
+        return f"{item.get('clip', item.get('item', '?'))}{which}: {said}{more}"
     return ": ".join(str(part) for part in item)
 
 
@@ -154,8 +174,8 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
     from msq.extract.plan_run import dry_run
 
     plan = dry_run(request)
-    for item in plan["skipped_items"][:SHOWN]:
-        terminal.say(f"skipped: {item_line(item)}")
+    for title in ("skipped", "kept"):
+        _say_first(title, plan[f"{title}_items"])
     if plan["enough"] is False:
         terminal.say("warning: the disk has less free space than the run will write")
     if json:
@@ -186,8 +206,10 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
         print(f"{plan['left_out']} left out by the dataset's own rules (--json lists them)")
     print(f"clips: {plan['missing']} without a file, {plan['failed']} failed in earlier runs")
     print(
-        f"store: {size(parts['total'])} when finished (features {size(parts['features'])}), "
-        f"{size(parts['pending'])} of it to be written"
+        f"store: {size(parts['total'])} when finished (features {size(parts['features'])}"
+        + (f", of each frame {size(parts['image_frames'])}" if parts["image_frames"] else "")
+        + "), "
+        + f"{size(parts['pending'])} of it to be written"
         + ("" if plan["free_bytes"] is None else f"; {size(plan['free_bytes'])} free")
     )
     print(_expected(plan["expected"]))

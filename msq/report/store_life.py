@@ -25,6 +25,7 @@ def show_store(path: str | Path, *, json: bool = False) -> None:
     from msq.extract.encoders.prompts import described
     from msq.extract.store import open_store
     from msq.extract.store_inspect import STATUS, inspect_store
+    from msq.extract.store_versions import runs_in_words
 
     store = open_store(path)
     document = inspect_store(store)
@@ -37,7 +38,10 @@ def show_store(path: str | Path, *, json: bool = False) -> None:
     rows = [row for slug in encoders for row in _view_rows(slug, store.views(slug), encoders[slug])]
     terminal.table(title, ("encoder", "views", *STATUS), rows)
     for slug, encoder in encoders.items():
-        shape = "x".join(map(str, next(iter(encoder["shapes"].values()))))
+        shapes = encoder["shapes"]
+        shape = "x".join(map(str, next(iter(shapes.values()))))
+        if frames := shapes.get(f"image_frames/{slug}"):
+            shape += f", of each frame {'x'.join(map(str, frames))}"
         widened = encoder["converted_from"]
         print(
             f"{slug}: {encoder['spec']}, stored as {encoder['stored']}"
@@ -59,13 +63,20 @@ def show_store(path: str | Path, *, json: bool = False) -> None:
             f"{slug}: {len(shards)} shards made in batches of {batch}, since memory was too short "
             "for those asked for"
         )
+    for slug, runs in document["made_with"].items():
+        print(f"{slug}: features {runs_in_words(runs)}")
     print(f"{size(document['bytes']['total'])} in {document['files']} files, {_begun(document)}")
 
 
 def _begun(document: Mapping[str, Any]) -> str:
-    """With which versions a store was begun; stores of earlier ones name msq's alone."""
-    libraries = "".join(f", {name} {said}" for name, said in document["versions"].items())
-    return f"begun by msq {document['version']}{libraries}"
+    """With which versions a store was begun; of a copy its features, and then what copied them."""
+    from msq.extract.store_versions import in_words
+
+    copied = document["copied_by"]
+    if copied is None:
+        return f"begun by {in_words(document)}"
+    made = "" if document["made_with"] else f"features by {in_words(document)}; "
+    return f"{made}{copied['by']} by {in_words(copied)}"
 
 
 def _view_rows(

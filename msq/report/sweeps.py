@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from msq.errors import MsqError, UsageError
 from msq.extract.devices import resolve_device
 from msq.report import terminal
 from msq.report.stage_one import item_line
+from msq.whole_file import write_text
 
 if TYPE_CHECKING:
     from msq.head.sweep_plan import Plan
@@ -133,24 +135,25 @@ def conclude(
     if zero_shot:
         found["results"] = zero_shot_results(plan, outcomes)
     terminal.write_json(out / "results.json", found)
-    (out / "table.md").write_text(markdown(table), encoding="utf-8")
-    (out / "table.csv").write_text(csv_text(table), encoding="utf-8")
-    _write_per_class(out / "per_class.csv", plan, outcomes)
+    write_text(out / "table.md", markdown(table))
+    write_text(out / "table.csv", csv_text(table))
+    write_text(out / "per_class.csv", _per_class(plan, outcomes))
     return found
 
 
-def _write_per_class(path: Path, plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> None:
+def _per_class(plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> str:
     """AP of each class in each trial, as fractions; empty where no clip shows the class."""
     axes = list(dict.fromkeys(k for t in plan.trials for k in (*t.row, *t.repeat, *t.choice)))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*axes, "trial", "class", "ap"])
-        for trial in plan.trials:
-            places = {**trial.row, **trial.repeat, **trial.choice}
-            detail = outcomes.get(trial.id, {}).get("detail", {})
-            for name, ap in detail.get("per_class", {}).items():
-                shown = "" if ap is None or not math.isfinite(ap) else repr(ap)
-                writer.writerow([*(places.get(axis) for axis in axes), trial.id, name, shown])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*axes, "trial", "class", "ap"])
+    for trial in plan.trials:
+        places = {**trial.row, **trial.repeat, **trial.choice}
+        detail = outcomes.get(trial.id, {}).get("detail", {})
+        for name, ap in detail.get("per_class", {}).items():
+            shown = "" if ap is None or not math.isfinite(ap) else repr(ap)
+            writer.writerow([*(places.get(axis) for axis in axes), trial.id, name, shown])
+    return text.getvalue()
 
 
 def show(found: Mapping[str, Any], out: Path) -> None:
@@ -188,10 +191,11 @@ def say_left_out(stores: Mapping[str, Mapping[str, Any]]) -> None:
         for warning in record["warnings"]:
             terminal.say(f"warning: {store}: {warning}")
         for title, key in (("failed", "failures"), ("degraded", "degraded"),
-                           ("skipped", "skipped_items")):  # fmt: skip
-            for item in record[key][:SHOWN]:
+                           ("skipped", "skipped_items"), ("kept", "kept_items")):  # fmt: skip
+            items = record.get(key, ())  # records of before have no kept_items
+            for item in items[:SHOWN]:
                 terminal.say(f"{title}: {store}: {item_line(item)}")
-            if (more := len(record[key]) - SHOWN) > 0:
+            if (more := len(items) - SHOWN) > 0:
                 terminal.say(f"{title}: {store}: … and {more} more "
                              f"(all in {store}.extracted.json)")  # fmt: skip
         if record["failed"] or record["skipped"]:

@@ -1,7 +1,8 @@
 """A table as the terminal, Markdown, CSV and LaTeX have it.
 
-Percent with two digits, `mean ± std` where there are several values, the best in bold. CSV holds
-fractions with all digits, for programs.
+Percent with two digits, `mean ± std` where there are several values, the best in bold; counts (of
+classes, of clips) are numbers as they are, and none is the best. CSV holds fractions with all
+digits, for programs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msq.report import terminal
-from msq.report.tables import Row, Table, heading, paper_notes
+from msq.report.tables import Row, Table, heading, is_count, paper_notes
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: rf"\{c}" for c in "&%$#_{}"}
@@ -22,10 +23,17 @@ _LATEX |= {c: rf"\{c}" for c in "&%$#_{}"}
 def cells(
     table: Table, bold: Callable[[str], str], number: Callable[[Mapping[str, Any]], str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text."""
+    """Header and rows as text.
+
+    Args:
+        table: of results.
+        bold: marks the best.
+        number: a cell of fractions as text; counts are shown as they are.
+    """
     papered = any(row.paper is not None for row in table.rows)
     protocols = len({row.compare.get("protocols") for row in table.rows}) > 1
-    header = [*table.axes, *(["protocol"] if protocols else []), *map(heading, table.metrics)]
+    names = [heading(m) + (" (number)" if is_count(m) else "") for m in table.metrics]
+    header = [*table.axes, *(["protocol"] if protocols else []), *names]
     best = {metric: set(table.best(metric)) for metric in table.metrics}
     rows = []
     for k, row in enumerate(table.rows):
@@ -33,7 +41,7 @@ def cells(
         labels += [row.compare.get("protocols", "–")] if protocols else []
         numbers = []
         for metric in table.metrics:
-            text = number(row.cells.get(metric, {}))
+            text = (_count if is_count(metric) else number)(row.cells.get(metric, {}))
             numbers.append(bold(text) if k in best[metric] else text)
         rows.append([*labels, *numbers, *([terminal.percent(row.paper)] if papered else [])])
     return [*header, *(["paper"] if papered else [])], rows
@@ -45,6 +53,14 @@ def _label(value: Any) -> str:
 
 def _number(cell: Mapping[str, Any]) -> str:
     return terminal.spread(cell.get("mean"), cell.get("std"))
+
+
+def _count(cell: Mapping[str, Any]) -> str:
+    """A number of something; its mean and spread where repeats differ in it."""
+    mean, std = cell.get("mean"), cell.get("std")
+    if mean is None or not math.isfinite(mean):
+        return "–"
+    return f"{mean:g} ± {std:g}" if std else f"{mean:g}"
 
 
 def remarks(table: Table) -> list[str]:
@@ -78,18 +94,15 @@ def markdown(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """A `booktabs` table; a rule between groups, remarks below and as comments."""
-    header, rows = cells(
-        table, lambda text: rf"\textbf{{{text}}}",
-        lambda cell: _number(cell).replace("±", r"$\pm$").replace("–", "--"),
-    )  # fmt: skip
+    header, rows = cells(table, lambda text: rf"\textbf{{{text}}}", _number)
     labels = len(header) - len(table.metrics) - any(row.paper is not None for row in table.rows)
     lines = [
         "% needs \\usepackage{booktabs}",
         *(f"% {note}" for note in remarks(table)),
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape(table.title)} (\%). "
-        + " ".join(escape(note) + "." for note in remarks(table))
+        rf"\caption{{{escape(table.title)} (\%)."
+        + "".join(f" {escape(note)}." for note in remarks(table))
         + "}",
         rf"\begin{{tabular}}{{{'l' * labels}{'r' * (len(header) - labels)}}}",
         r"\toprule",
@@ -102,7 +115,8 @@ def latex(table: Table) -> str:
         if before is not None and group != before:
             lines.append(r"\midrule")
         before = group
-        words = [escape(x) for x in text[:labels]] + [x.replace("–", "--") for x in text[labels:]]
+        numbers = [x.replace("–", "--").replace("±", r"$\pm$") for x in text[labels:]]
+        words = [*map(escape, text[:labels]), *numbers]
         lines.append(" & ".join(words) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msq.head.sweep_plan import Plan
-from msq.head.sweep_results import Line, Outcomes, early_stopping
+from msq.head.sweep_results import Line, Outcomes, early_stopping, undecided
 from msq.report import terminal
 
 
@@ -40,14 +40,29 @@ def leaking_splits(found: Sequence[Line]) -> list[str]:
             f"({', '.join(sorted(pairs))}): what they call unseen was trained on"]  # fmt: skip
 
 
+def blind_choices(plan: Plan, outcomes: Outcomes) -> list[str]:
+    """That choices were asked for, and no validation clip had anything to say."""
+    blind, begun = undecided(plan, outcomes)
+    if not blind:
+        return []
+    return [f"{_choices(plan)}: in {blind} of {begun} places and repeats no trial has a validation "
+            "score (no validation clip shows a class), so nothing was chosen there: the first "
+            "value stands in the table"]  # fmt: skip
+
+
+def _choices(plan: Plan) -> str:
+    """The axes that validation clips are to decide."""
+    return ", ".join(sorted({axis for trial in plan.trials for axis in trial.choice}))
+
+
 def decided_by_validation(plan: Plan, outcomes: Outcomes) -> list[str]:
     """What validation clips decided: choices, and when training stopped."""
     notes = []
     rivals = [trial for trial in plan.trials if trial.choice]
-    if rivals:
-        axes = sorted({axis for trial in rivals for axis in trial.choice})
+    blind, begun = undecided(plan, outcomes)
+    if rivals and (blind < begun or not begun):
         missing = sum(trial.id not in outcomes for trial in rivals)
         among = f" among those done; {missing} of {len(rivals)} trials are missing" * bool(missing)
-        notes.append(f"{', '.join(axes)} chosen by validation clips, in each repeat{among}")
+        notes.append(f"{_choices(plan)} chosen by validation clips, in each repeat{among}")
     saved = early_stopping(plan, outcomes)
     return notes if saved is None else [*notes, early_stop_words(saved)]

@@ -16,8 +16,9 @@ from typing import Any
 from msq.errors import UsageError
 from msq.head.sweep_plan import Plan
 from msq.head.sweep_results import Line, Outcomes, baselines, lines
+from msq.report.run_differences import told_apart
 from msq.report.run_files import read_result, run_name
-from msq.report.table_remarks import decided_by_validation, leaking_splits
+from msq.report.table_remarks import blind_choices, decided_by_validation, leaking_splits
 
 DEFAULT = {"multilabel": ("map", "map_micro", "map_official"), "singlelabel": ("top1",)}
 NAMES = {
@@ -32,7 +33,9 @@ NAMES = {
     "same_actors": "same actors",
     "transfer": "other actors",
 }
-UNRANKED = ("chance", "accuracy_all_negative", "classes_scored")
+UNRANKED = ("chance", "map_chance", "accuracy_all_negative")
+# How metrics begin that are numbers of something, and neither percent nor better or worse.
+COUNTS = ("classes_", "rows", "pairs_", "unseen_clips", "transfer_clips")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Table:
 
     def best(self, metric: str) -> list[int]:
         """Rows that are ahead in a metric, among those that they may be compared with."""
-        if metric in UNRANKED:
+        if metric in UNRANKED or is_count(metric):
             return []
         groups: dict[str, list[tuple[float, int]]] = {}
         for k, row in enumerate(self.rows):
@@ -144,7 +147,8 @@ def sweep_table(plan: Plan, outcomes: Outcomes, metrics: Sequence[str] = ()) -> 
     return Table(
         plan.name, axes, wanted, rows, tuple(plan.table.get("by", ())),
         {k: str(v) for k, v in paper.items() if k != "rows"} or None,
-        decided_by_validation(plan, outcomes), leaking_splits(found),
+        decided_by_validation(plan, outcomes),
+        [*leaking_splits(found), *blind_choices(plan, outcomes)],
     )  # fmt: skip
 
 
@@ -180,6 +184,8 @@ def _compare(line: Line) -> dict[str, str]:
                       ("views", "test views")):  # fmt: skip
         value = line.common(key) if line.trials else ""
         found[name] = "mixed" if value is None else str(value)
+    splits = {str(o.get("split", "test")) for _, o in line.trials}  # which not all outcomes say
+    found["splits"] = "mixed" if len(splits) > 1 else "".join(splits)
     hashes = sorted({o["detail"]["split_hash"] for _, o in line.trials
                      if "split_hash" in o["detail"]})  # fmt: skip
     if hashes:
@@ -254,13 +260,22 @@ def load_table(path: Path, metrics: Sequence[str] = ()) -> Table:
 def load_tables(paths: Sequence[Path], metrics: Sequence[str] = ()) -> list[Table]:
     """Those of several folders, for `joined`; folders of one name are told apart by their paths.
 
+    Runs that would be shown alike have the fields of their configurations in which they differ
+    beside them; see `told_apart`.
+
     Raises:
         UsageError: as `load_table`. Of several, each may lack a metric that another has.
     """
     tables = [load_table(path, metrics if len(paths) == 1 else ()) for path in paths]
     titles = [table.title for table in tables]
-    return [replace(table, title=str(path)) if titles.count(table.title) > 1 else table
-            for path, table in zip(paths, tables, strict=True)]  # fmt: skip
+    named = [replace(table, title=str(path)) if titles.count(table.title) > 1 else table
+             for path, table in zip(paths, tables, strict=True)]  # fmt: skip
+    return told_apart(named, paths) if len(paths) > 1 else named
+
+
+def is_count(metric: str) -> bool:
+    """Whether a metric is a number of something, such as classes or clips, and no fraction."""
+    return metric.startswith(COUNTS)
 
 
 def heading(metric: str) -> str:

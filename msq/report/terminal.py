@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from msq.report.column_widths import column_widths
+from msq.whole_file import write_text
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -28,7 +31,12 @@ class Update(Protocol):
 
 def say(message: str) -> None:
     """One line on stderr, as it is (no markup)."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message))
+    _plain(Console(stderr=True, highlight=False, soft_wrap=True), message)
+
+
+def _plain(console: Console, line: str) -> None:
+    """A line as it is: `[b]` and `:smile:` in the names of files and classes are no markup."""
+    console.print(line, markup=False, emoji=False)
 
 
 def print_json(document: Any) -> None:
@@ -38,8 +46,8 @@ def print_json(document: Any) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """The same document as a file."""
-    path.write_text(json_text(document), encoding="utf-8")
+    """The same document as a file, whole or not at all."""
+    write_text(path, json_text(document))
 
 
 def json_text(document: Any) -> str:
@@ -78,17 +86,17 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
 @contextmanager
 def _live(console: Console, title: str) -> Iterator[Update]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(escape(title), total=None, note="")
+        task = bar.add_task(title, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=escape(note))
+            bar.update(task, completed=done, total=total, note=note)
 
         yield update
 
@@ -106,17 +114,24 @@ class _Lines:
             return
         self.last = now
         line = f"{self.title}: {done}/{total}{' · ' + note if note else ''}"
-        self.console.print(escape(line))
+        _plain(self.console, line)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout. The first column is text; all others are numbers, right-aligned."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
+    """A table on stdout. The first column is text; all others are numbers, right-aligned.
+
+    No text is markup: titles and headers have the names of files, runs and classes in them. Where
+    it is too wide for the terminal, cells break between words; see `column_widths`.
+    """
+    grid = Table(title=Text(title, style="bold"), title_justify="left")
+    console = Console(highlight=False)
+    widths = column_widths([header, *rows], console.width)
     for k, name in enumerate(header):
-        grid.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
+        side: Literal["left", "right"] = "left" if k == 0 else "right"
+        grid.add_column(Text(name), justify=side, overflow="fold", width=widths[k])
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(grid)
+        grid.add_row(*map(Text, row))
+    console.print(grid)
 
 
 def percent(value: float | None) -> str:

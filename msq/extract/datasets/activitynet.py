@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from msq.extract.datasets.annotation_text import (
     to_seconds,
 )
 from msq.extract.datasets.dataset import SPLIT_WORDS, Clip, Dataset, Split, Task
+from msq.extract.datasets.kept_segments import Unit, known_segments
 from msq.extract.datasets.list_files import resolve
 from msq.extract.datasets.locate import absent
 from msq.extract.datasets.manifest import read_classes
@@ -77,6 +78,7 @@ class _Found:
     ids: dict[str, int] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=list)
     regular: Skipped = field(default_factory=list)
+    kept: Skipped = field(default_factory=list)
     oddities: Counter[str] = field(default_factory=Counter)
 
 
@@ -107,7 +109,11 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         if len(found.videos) == before:
             raise DatasetError(f"{file}: expected videos with annotations, found none")
     named = resolve(root, options["classes"]) if options.get("classes") else None
-    classes = _classes(found, named)
+    keep = options.get("policy") == "keep"
+    classes = _classes(found, named, keep=keep)
+    if keep:
+        unit: Unit = "video" if by == "videos" else "segment" if view == "dedup" else "label"
+        _leave_off(found, classes, str(named), unit)
     media = MediaIndex(root, [options["videos"]] if options.get("videos") else _VIDEOS)
 
     def place(video: str) -> tuple[Place, float | None]:
@@ -118,14 +124,23 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
     if by == "videos":
         clips = _whole(found, classes, media)
     else:
-        cuts = cut_segments(list(_segments(found, classes)), classes, view, place)
+        cuts = cut_segments(list(_segments(found, classes)), classes, view, place, keep=keep)
         found.skipped += cuts.skipped
+        found.kept += cuts.kept
         found.oddities.update(cuts.oddities)
         clips = cuts.clips
         task = "singlelabel" if view == "official" else "multilabel"
     metric = "map" if by == "videos" else "top1"
     return Reading(
-        Dataset(NAME, classes, task, clips, metric, (*found.regular, *found.skipped)),
+        Dataset(
+            NAME,
+            classes,
+            task,
+            clips,
+            metric,
+            (*found.regular, *found.skipped),
+            kept=tuple(found.kept),
+        ),
         count_splits(clips),
         media.missing,
         found.oddities,
@@ -260,18 +275,20 @@ def _read_csv(file: Path, subset: str, found: _Found) -> None:
         _add(annotation, name, video, file, found)
 
 
-def _classes(found: _Found, file: Path | None) -> tuple[str, ...]:
+def _classes(found: _Found, file: Path | None, *, keep: bool) -> tuple[str, ...]:
     """Class names in index order.
 
     Raises:
-        DatasetError: the annotation has a label that the class file does not have, or none at all.
+        DatasetError: the annotation has a label that the class file does not have (with `keep`:
+            only such labels), or none at all.
     """
     used = {label for video in found.videos.values() for label, _, _ in video.segments}
     if not used:
         raise DatasetError("the annotation has no labelled segment, so there are no classes")
     if file is not None:
         names = read_classes(file)
-        if unknown := sorted(used - set(names)):
+        unknown = sorted(used - set(names))
+        if unknown and not (keep and len(unknown) < len(used)):
             raise DatasetError(
                 f"{file}: expected the classes of the annotation, found no {unknown[0]!r}: is it "
                 "the class file of another dataset?"
@@ -280,6 +297,17 @@ def _classes(found: _Found, file: Path | None) -> tuple[str, ...]:
     if set(found.ids) == used and sorted(found.ids.values()) == list(range(len(used))):
         return tuple(sorted(used, key=found.ids.__getitem__))
     return tuple(sorted(used))
+
+
+def _leave_off(found: _Found, classes: Collection[str], source: str, unit: Unit) -> None:
+    """Take out what is of no class, and videos of which nothing is left then."""
+    for name, video in list(found.videos.items()):
+        known = known_segments(name, video.segments, {*classes}, source, unit)
+        if video.segments and not known.segments:
+            del found.videos[name]
+        video.segments = known.segments
+        found.kept += known.changes
+        found.skipped += known.skipped
 
 
 def _segments(found: _Found, classes: tuple[str, ...]) -> Iterator[Segment]:
@@ -326,4 +354,5 @@ ADAPTER = make_adapter(
     "ActivityNet: list public, missing videos on request; videos from YouTube",
     OPTIONS,
     _load,
+    keeps=True,
 )

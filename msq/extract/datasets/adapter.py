@@ -36,6 +36,7 @@ class Survey:
         published: the numbers that the field reports, under the same names, for comparison.
         notes: what else a user must know, one line each.
         missing_examples: the first few missing files, relative to the root.
+        kept_items: `item, change` of what the policy `keep` joined, renamed or mended.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class Survey:
     published: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     missing_examples: tuple[str, ...] = ()
+    kept_items: tuple[Mapping[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""

@@ -64,6 +64,7 @@ class Dataset:
         skipped: (item, reason) for everything the adapter left out.
         regular: those of `skipped` that are left out by the dataset's own rules (unused in a
             split, ambiguous) and not because they cannot be used.
+        kept: (line, what was done) for everything that the policy `keep` changed or joined.
         partitions: name -> `train`, `val`, `test` or "" (unused) for each of `clips`, where the
             field has several official splits; `Clip.split` then says nothing by itself. The first
             one counts where none is chosen.
@@ -80,6 +81,7 @@ class Dataset:
     metric: str
     skipped: tuple[tuple[str, str], ...] = ()
     regular: frozenset[tuple[str, str]] = frozenset()
+    kept: tuple[tuple[str, str], ...] = ()
     partitions: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from msq.errors import DatasetError
 from msq.extract.datasets.dataset import SPLIT_WORDS, SPLITS, Clip, Dataset, Split
+from msq.extract.datasets.kept_rows import keep_rows
+from msq.extract.datasets.manifest_row import Row
 
 SUFFIXES = {
     *(".3gp", ".avi", ".flv", ".h264", ".m4v", ".mkv", ".mov"),
@@ -19,14 +23,17 @@ TEST_SHARE = 0.2
 Skipped = list[tuple[str, str]]
 
 
-def read_folder(root: Path, *, name: str | None = None) -> Dataset:
+def read_folder(
+    root: Path, *, name: str | None = None, policy: Literal["skip", "keep"] = "skip"
+) -> Dataset:
     """Read a tree with one folder per class. Classes are the sorted folder names.
 
     The folders of splits are called `train`, `val`, `test` or by another of `SPLIT_WORDS`, in any
     case. Without them a clip is `test` when the hash of its id falls in the lowest fifth, so the
     split of a clip never changes when others are added. What is no `<class>/<video>`, or lies
     beside the folders of splits, is listed in `skipped`; of the latter, what is no video by its
-    suffix (a README, a list of classes) is left out by rule.
+    suffix (a README, a list of classes) is left out by rule. Of `a.avi` and `a.mp4` in a folder the
+    second is skipped; under the policy `keep` it is `a~2`, and listed in `kept`.
 
     Raises:
         DatasetError: `root` is no folder, or holds no `<class>/<video>`.
@@ -55,7 +62,7 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
         raise DatasetError(f"{root}: expected videos as <class>/<video>, found none")
     classes = tuple(sorted({label for _, label, _ in found}))
     index = {label: k for k, label in enumerate(classes)}
-    clips, twice = _distinct(
+    clips = [
         Clip(
             id=file.relative_to(root).with_suffix("").as_posix(),
             path=file,
@@ -65,11 +72,13 @@ def read_folder(root: Path, *, name: str | None = None) -> Dataset:
             split=split,
         )
         for file, label, split in found
-    )
+    ]
+    distinct, twice = _renamed(clips) if policy == "keep" else _distinct(clips)
+    changes, lost = (twice, []) if policy == "keep" else ([], twice)
     texts = frozenset(one for one in beside if Path(one[0]).suffix.lower() not in SUFFIXES)
     return Dataset(
-        name or root.resolve().name, classes, "singlelabel", clips, "top1",
-        (*beside, *skipped, *twice), regular=texts,
+        name or root.resolve().name, classes, "singlelabel", distinct, "top1",
+        (*beside, *skipped, *lost), regular=texts, kept=tuple(changes),
     )  # fmt: skip
 
 
@@ -145,3 +154,15 @@ def _distinct(clips: Iterable[Clip]) -> tuple[tuple[Clip, ...], Skipped]:
         else:
             kept[clip.id] = clip
     return tuple(kept.values()), twice
+
+
+def _renamed(clips: Sequence[Clip]) -> tuple[tuple[Clip, ...], Skipped]:
+    """Clips with distinct ids; `a.mp4` beside `a.avi` is `a~2`, which is said."""
+    rows = [
+        Row(f"{Path(clip.id).parent.as_posix()}/{clip.path.name}", clip.id, None, clip.path,
+            None, None, (), clip.split)
+        for clip in clips
+    ]  # fmt: skip
+    found = keep_rows(rows, None, "", "singlelabel")
+    named = zip(clips, found.rows, strict=True)
+    return tuple(replace(clip, id=row.id) for clip, row in named), found.changes

@@ -21,13 +21,13 @@ from pathlib import Path
 from msq.errors import DatasetError
 from msq.extract.datasets.annotation_text import Line, read_lines
 from msq.extract.datasets.dataset import SPLIT_WORDS, Dataset, Split
+from msq.extract.datasets.list_clips import list_reading
 from msq.extract.datasets.list_files import (
     LIST_OPTIONS,
     ListRow,
     Rows,
     find_classes,
     find_lists,
-    list_reading,
 )
 from msq.extract.datasets.media_index import MediaIndex
 from msq.extract.datasets.options import choice
@@ -74,8 +74,9 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
                 f"{file}, line {lines[0].number}: expected {_FORMS}; found {lines[0].text[:80]!r}; "
                 "give --option delimiter=blank or comma if it is another one"
             )
-    top = [options["videos"]] if options.get("videos") else _VIDEOS
-    return list_reading(NAME, found, MediaIndex(root, top), named, "singlelabel", 30.0, _places)
+    media = MediaIndex(root, [options["videos"]] if options.get("videos") else _VIDEOS)
+    keep = options.get("policy") == "keep"
+    return list_reading(NAME, found, media, named, "singlelabel", 30.0, _places, keep=keep)
 
 
 def _places(row: ListRow) -> tuple[str, ...]:
@@ -150,4 +151,5 @@ ADAPTER = make_adapter(
     "the lists are public; the videos are from YouTube",
     OPTIONS,
     _load,
+    keeps=True,
 )

@@ -1,8 +1,7 @@
-"""What list formats share: which file is which split, class names for integers, rows to clips."""
+"""What list formats share: which file is which split, its lines, class names for integers."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,9 @@ from typing import NamedTuple
 
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.annotation_text import Skipped
-from msq.extract.datasets.dataset import SPLIT_WORDS, SPLITS, Clip, Dataset, Split, Task
+from msq.extract.datasets.dataset import SPLIT_WORDS, SPLITS, Split
 from msq.extract.datasets.locate import absent
 from msq.extract.datasets.manifest import read_classes
-from msq.extract.datasets.media_index import MediaIndex, Place, without_suffix
-from msq.extract.datasets.reading import Reading
-from msq.extract.datasets.survey import count_splits
 
 LIST_OPTIONS = {
     "train": "the training list, below the root or absolute; found by its name",
@@ -156,74 +152,3 @@ def number_labels(
                     "the right one with --option classes=FILE"
                 )
     return names, number
-
-
-def list_reading(
-    name: str,
-    found: Rows,
-    media: MediaIndex,
-    named: tuple[Path, tuple[str, ...]] | None,
-    task: Task | None,
-    fps: float,
-    places: Callable[[ListRow], tuple[str, ...]],
-    notes: Sequence[str] = (),
-) -> Reading:
-    """Clips of all usable lines.
-
-    Args:
-        name: of the dataset.
-        found: the lines.
-        media: where to look for their paths.
-        named: class file and names.
-        task: None takes multi-label where any row has two labels.
-        fps: with which parts of frame folders are cut.
-        places: the names under which a row's video may lie, the first as written.
-        notes: for the survey.
-    """
-    classes, number = number_labels(found.rows, named)
-    if task is None:
-        task = "multilabel" if any(len(r.labels) > 1 for r in found.rows) else "singlelabel"
-    clips: dict[str, Clip] = {}
-    shared = _shared_folder(found.rows)
-    for row in found.rows:
-        place = media.find(*places(row))
-        clip = _clip(row, shared, place, tuple(sorted({number(x) for x in row.labels})), fps)
-        if clip.id in clips:
-            found.oddities["repeated"] += 1
-            found.skipped.append((row.where, f"{clip.id} is in {clips[clip.id].split} already"))
-        else:
-            clips[clip.id] = clip
-    if named is None and classes and classes[0] == "class 0":
-        notes = (
-            *notes,
-            "no file of class names: classes are called `class 0` …, which no text "
-            "encoder understands; name one with --option classes=FILE",
-        )
-    metric = "map" if task == "multilabel" else "top1"
-    rows = tuple(clips.values())
-    return Reading(
-        Dataset(name, classes, task, rows, metric, tuple(found.skipped)),
-        count_splits(rows),
-        media.missing,
-        found.oddities,
-        {},
-        tuple(notes),
-    )
-
-
-def _shared_folder(rows: Sequence[ListRow]) -> str:
-    """The folder that all absolute paths lie in: a place on some machine, and no part of ids."""
-    folders = {os.path.dirname(row.path) for row in rows if os.path.isabs(row.path)}
-    return os.path.commonpath(folders) if folders else ""
-
-
-def _clip(row: ListRow, shared: str, place: Place, labels: tuple[int, ...], fps: float) -> Clip:
-    path = os.path.relpath(row.path, shared) if os.path.isabs(row.path) else row.path
-    identity, start, end = without_suffix(path), None, None
-    if row.frames is not None:
-        first, length = row.frames
-        identity += f"#f{first}-{first + length}"
-        # Half a frame early at both ends, so that no rounding takes or loses a picture.
-        start, end = max(0.0, (first - 0.5) / fps), (first + length - 0.5) / fps
-    rate = fps if row.frames is not None else None
-    return Clip(identity, place.path, start, end, labels, row.split, fps=rate)

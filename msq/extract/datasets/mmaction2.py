@@ -23,13 +23,13 @@ from msq.errors import DatasetError
 from msq.extract.datasets.annotation_text import positive, read_lines
 from msq.extract.datasets.dataset import Dataset, Split, Task
 from msq.extract.datasets.folder import SUFFIXES
+from msq.extract.datasets.list_clips import list_reading
 from msq.extract.datasets.list_files import (
     LIST_OPTIONS,
     ListRow,
     Rows,
     find_classes,
     find_lists,
-    list_reading,
 )
 from msq.extract.datasets.media_index import MediaIndex
 from msq.extract.datasets.options import choice
@@ -99,6 +99,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         None if task == "auto" else cast(Task, task),
         fps,
         lambda row: (row.path,),
+        keep=options.get("policy") == "keep",
     )
 
 
@@ -191,4 +192,5 @@ ADAPTER = make_adapter(
     "that of the data they list",
     OPTIONS,
     _load,
+    keeps=True,
 )

@@ -15,18 +15,33 @@ from msq.extract.datasets.options import check_options, choice
 from msq.extract.datasets.survey import survey_dataset
 
 MANIFESTS = ("manifest.csv", "manifest.jsonl", "manifest.tsv")
-FOLDER_OPTIONS = {"name": "the dataset's name (default: the folder's)"}
+POLICIES = ("skip", "error", "keep")
+FOLDER_OPTIONS = {
+    "name": "the dataset's name (default: the folder's)",
+    "policy": "skip (default), error, or keep, which takes a.mp4 beside a.avi as a~2",
+}
 MANIFEST_OPTIONS = {
     "classes": "file that fixes the class order (default: sorted names)",
     "task": "multilabel (default) or singlelabel",
-    "policy": "skip (default) or error: what becomes of a line that cannot be used",
+    "policy": "skip (default), error, or keep: what becomes of a line that cannot be used; keep "
+    "joins duplicates of one clip, renames those of others, leaves unknown labels off, and lists "
+    "each",
     "name": "the dataset's name (default: the file's)",
 }
 
 
 def _read_folder(root: Path, options: Mapping[str, str]) -> Dataset:
     check_options("folder", options, FOLDER_OPTIONS)
-    return read_folder(root, name=options.get("name"))
+    policy = choice("folder", options, "policy", POLICIES, "skip")
+    data = read_folder(
+        root, name=options.get("name"), policy="keep" if policy == "keep" else "skip"
+    )
+    if policy == "error" and data.unusable:
+        item, reason = data.unusable[0]
+        raise DatasetError(
+            f"dataset folder, {item}: {reason} (--policy error; {len(data.unusable)} such items)"
+        )
+    return data
 
 
 def _survey_folder(root: Path, options: Mapping[str, str]) -> Survey:
@@ -45,7 +60,7 @@ def _read_manifest(root: Path, options: Mapping[str, str]) -> Dataset:
             Task, choice("manifest", options, "task", ("multilabel", "singlelabel"), "multilabel")
         ),
         name=options.get("name"),
-        policy=cast(Policy, choice("manifest", options, "policy", ("skip", "error"), "skip")),
+        policy=cast(Policy, choice("manifest", options, "policy", POLICIES, "skip")),
     )
 
 

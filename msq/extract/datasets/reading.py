@@ -11,7 +11,7 @@ from msq.extract.datasets.adapter import Adapter, SplitCount, Survey
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.datasets.locate import require_root
 from msq.extract.datasets.options import check_options, choice
-from msq.extract.datasets.survey import EXAMPLES
+from msq.extract.datasets.survey import EXAMPLES, kept_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +52,43 @@ class Reading:
             published=dict(self.published),
             notes=self.notes,
             missing_examples=self.missing[:EXAMPLES],
+            kept_items=kept_items(self.dataset),
         )
 
 
 POLICY = {"policy": "skip rows that cannot be used (each is listed), or error at the first; skip"}
+KEEP_POLICY = {
+    "policy": "skip rows that cannot be used (each is listed), error at the first, or keep what "
+    "can be joined, renamed or mended (each is listed); skip"
+}
 Load = Callable[[Path, Mapping[str, str]], Reading]
 
 
 def make_adapter(
-    name: str, title: str, needs: str, access: str, options: Mapping[str, str], load: Load
+    name: str,
+    title: str,
+    needs: str,
+    access: str,
+    options: Mapping[str, str],
+    load: Load,
+    *,
+    keeps: bool = False,
 ) -> Adapter:
-    """An Adapter around `load`, which is called with a folder that exists and known options."""
-    options = {**options, **POLICY}
+    """An Adapter around `load`, which is called with a folder that exists and known options.
+
+    With `keeps`, `load` knows the policy `keep`; the others are seen to here.
+    """
+    options = {**options, **(KEEP_POLICY if keeps else POLICY)}
+    policies = ("skip", "error", "keep") if keeps else ("skip", "error")
 
     def checked(root: Path, given: Mapping[str, str]) -> Reading:
         check_options(name, given, options)
+        choice(name, given, "policy", policies, "skip")
         return load(require_root(root, needs), given)
 
     def read(root: Path, given: Mapping[str, str]) -> Dataset:
         reading = checked(root, given)
-        if choice(name, given, "policy", ("skip", "error"), "skip") == "error":
+        if given.get("policy") == "error":
             unusable = [x for x in reading.dataset.skipped if x not in reading.regular]
             if unusable:
                 item, reason = unusable[0]

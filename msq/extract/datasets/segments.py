@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -48,11 +48,13 @@ class Cuts:
         clips: in the order of the annotation.
         skipped: what was left out, with the reason.
         oddities: `reversed`, `repeated`, `double_labelled` (distinct segments of several classes).
+        kept: repeated ones under the policy `keep`, and what was done.
     """
 
     clips: tuple[Clip, ...]
     skipped: Skipped
     oddities: Counter[str]
+    kept: Skipped = field(default_factory=list)
 
 
 def segment_id(video: str, start: float, end: float) -> str:
@@ -65,6 +67,8 @@ def cut_segments(
     classes: Sequence[str],
     view: View,
     place: Callable[[str], tuple[Place, float | None]],
+    *,
+    keep: bool = False,
 ) -> Cuts:
     """One clip per (segment, class) in the `official` view, per distinct segment in `dedup`.
 
@@ -76,8 +80,11 @@ def cut_segments(
         classes: class names.
         view: see above.
         place: video -> where it lies, and the frame rate of a frame folder.
+        keep: join a segment that stands twice under one class with the first, and list it in
+            `kept`; else it is skipped.
     """
     skipped: Skipped = []
+    joined: Skipped = []
     oddities: Counter[str] = Counter()
     labels: dict[str, dict[int, Segment]] = defaultdict(dict)
     kept: list[Segment] = []
@@ -88,7 +95,11 @@ def cut_segments(
         elif segment.label in labels[segment.id]:
             oddities["repeated"] += 1
             first = labels[segment.id][segment.label].where
-            skipped.append((segment.id, f"{segment.where}: the same segment as {first}"))
+            reason = f"{segment.where}: the same segment as {first}"
+            if keep:
+                joined.append((segment.id, f"{reason}; joined, adds nothing"))
+            else:
+                skipped.append((segment.id, reason))
         else:
             labels[segment.id][segment.label] = segment
             kept.append(segment)
@@ -116,7 +127,7 @@ def cut_segments(
                 fps=fps,
             )
         )
-    return Cuts(tuple(clips), skipped, oddities)
+    return Cuts(tuple(clips), skipped, oddities, joined)
 
 
 def film_fps(

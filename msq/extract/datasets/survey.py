@@ -48,7 +48,13 @@ def survey_dataset(
         published=dict(published or {}),
         notes=tuple(notes),
         missing_examples=tuple(_relative(path, root) for path in missing[:EXAMPLES]),
+        kept_items=kept_items(data),
     )
+
+
+def kept_items(data: Dataset) -> tuple[dict[str, str], ...]:
+    """What the policy `keep` did, as results list it: `item` and `change` of each."""
+    return tuple({"item": item, "change": change} for item, change in data.kept)
 
 
 def survey_media(

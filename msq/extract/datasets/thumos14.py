@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -26,13 +25,9 @@ from msq.extract.datasets.adapter import SplitCount
 from msq.extract.datasets.annotation_text import (
     Skipped,
     class_names,
-    first_folder,
     positive,
-    read_lines,
-    refuse_cut_off,
-    to_seconds,
 )
-from msq.extract.datasets.dataset import Clip, Dataset, Split, Task
+from msq.extract.datasets.dataset import Clip, Dataset, Task
 from msq.extract.datasets.folder import SUFFIXES
 from msq.extract.datasets.locate import absent
 from msq.extract.datasets.media_index import MediaIndex, Place, without_suffix
@@ -41,23 +36,15 @@ from msq.extract.datasets.reading import Reading, make_adapter
 from msq.extract.datasets.segments import (
     Cuts,
     Film,
-    Segment,
     View,
     cut_segments,
     film_fps,
     past_the_end,
     read_video_info,
-    segment_id,
 )
+from msq.extract.datasets.thumos14_annotation import CLASSES, Part, read_part, read_validation
 
 NAME = "thumos14"
-CLASSES = (
-    *("BaseballPitch", "BasketballDunk", "Billiards", "CleanAndJerk", "CliffDiving"),
-    *("CricketBowling", "CricketShot", "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow"),
-    *("HighJump", "JavelinThrow", "LongJump", "PoleVault", "Shotput", "SoccerPenalty"),
-    *("TennisSwing", "ThrowDiscus", "VolleyballSpiking"),
-)
-AMBIGUOUS = "Ambiguous"
 PUBLISHED = {
     "test": 3358,
     "validation": 3007,
@@ -82,17 +69,6 @@ OPTIONS = {
     "ucf101": "folder of UCF101 clips in one folder per class, below the root or absolute",
     "names": "official (CliffDiving) or readable (Cliff Diving); official",
 }
-_PARTS = {"test": "test", "validation": "val"}
-_FOLDERS = {
-    part: (
-        "",
-        *("annotation", "annotations", f"annotations/{short}", f"annotations_{short}"),
-        *(f"annotation_{short}", f"annotation/{short}"),
-        *(f"TH14_Temporal_annotations_{part}", f"TH14_Temporal_annotations_{part}/annotation"),
-        f"TH14_Temporal_Annotations_{part.capitalize()}/annotations/annotation",
-    )
-    for part, short in _PARTS.items()
-}
 _VIDEOS = (
     *("", "videos", "videos/test", "videos/val", "test", "val", "TH14_test_set_mp4"),
     *("TH14_Test_set_mp4", "TH14_validation_set_mp4", "validation", "frames/test", "frames/val"),
@@ -102,17 +78,6 @@ _UCF101 = (
     *("UCF-101", "UCF101", "UCF101/UCF-101", "ucf101", "train", "videos/train", "frames/train"),
     "rawframes/train",
 )
-
-
-@dataclass
-class _Part:
-    """The segments of the test or the validation set."""
-
-    segments: list[Segment] = field(default_factory=list)
-    skipped: Skipped = field(default_factory=list)
-    regular: Skipped = field(default_factory=list)
-    oddities: Counter[str] = field(default_factory=Counter)
-    seen: set[str] = field(default_factory=set)
 
 
 def read_thumos14(
@@ -151,7 +116,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         found = media.find(f"{video}.mp4")
         return found, film_fps(NAME, video, found, films.get(video, Film()), fps)
 
-    test = _read_part(root, "test", "test")
+    test = read_part(root, "test", "test")
     if test is None:
         raise absent(
             root,
@@ -160,7 +125,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         )
     parts = {"test": test}
     ucf = _ucf101(root, options.get("ucf101", ""), classes)
-    validation = _read_validation(root, required=wanted == "validation")
+    validation = read_validation(root, required=wanted == "validation")
     if wanted == "ucf101" and not ucf:
         raise DatasetError(
             f"{root}: expected UCF101 clips as {_UCF101[0]}/<Class>/<clip>.avi for training, found "
@@ -203,7 +168,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
 
 
 def _cut(
-    part: _Part,
+    part: Part,
     classes: tuple[str, ...],
     view: View,
     films: Mapping[str, Film],
@@ -223,143 +188,6 @@ def _cut(
     counted = part.oddities + Counter({"end_past_length": len(late)}) + cuts.oddities
     counted["double_labelled"] = cuts.oddities["double_labelled"]
     return Cuts(cuts.clips, part.skipped + cuts.skipped, counted)
-
-
-def _read_part(root: Path, part: str, split: Split) -> _Part | None:
-    """Segments of the 20 class files of a part, in the order of the classes; None where none is.
-
-    Raises:
-        DatasetError: some class files are there and others not, or one is of another dataset.
-    """
-    suffix = f"_{_PARTS[part]}.txt"
-    known = "|".join((*CLASSES, AMBIGUOUS))
-    folder = first_folder(root, _FOLDERS[part], f"({known}){suffix}")
-    if folder is None:
-        return None
-    there = {p.name.removesuffix(suffix) for p in folder.glob(f"*{suffix}")}
-    if strange := sorted(there - {*CLASSES, AMBIGUOUS}):
-        raise DatasetError(
-            f"{folder / (strange[0] + suffix)}: expected a class of THUMOS14 ({CLASSES[0]}, …), "
-            f"found {strange[0]!r}: is it the class file of another dataset? move it away"
-        )
-    if gone := [name for name in CLASSES if name not in there]:
-        raise DatasetError(
-            f"{folder}: expected {len(CLASSES)} class files <Class>{suffix}, found "
-            f"{len(CLASSES) - len(gone)}; {gone[0]}{suffix} is not there: unpack the archive again"
-        )
-    _check_class_list(folder / "detclasslist.txt")
-    found = _Part()
-    for label, name in enumerate(CLASSES):
-        _read_class_file(folder / f"{name}{suffix}", label, split, found)
-    if AMBIGUOUS in there:
-        _read_ambiguous(folder / f"{AMBIGUOUS}{suffix}", found)
-    return found
-
-
-def _check_class_list(file: Path) -> None:
-    """Refuse the class list of another dataset."""
-    if not file.is_file():
-        return
-    names = tuple(line.text.split()[-1] for line in read_lines(file))
-    if names != CLASSES:
-        wrong = next((name for name in names if name not in CLASSES), f"{len(names)} names")
-        raise DatasetError(
-            f"{file}: expected the 20 classes of THUMOS14, found {wrong}: is it the class file of "
-            "another dataset?"
-        )
-
-
-def _read_class_file(file: Path, label: int, split: Split, part: _Part) -> None:
-    before = len(part.segments)
-    lines = read_lines(file, part.skipped)
-    for line in lines:
-        number, text = line
-        where = f"{file.name} line {number}"
-        try:
-            video, start, end = text.split()
-            segment = Segment(video, to_seconds(start), to_seconds(end), label, split, where)
-        except ValueError:
-            refuse_cut_off(file, line, lines, "a video, start and end")
-            part.oddities["malformed"] += 1
-            part.skipped.append((where, f"expected a video, start and end, found {text[:60]!r}"))
-            continue
-        part.segments.append(segment)
-        part.seen.add(segment.video)
-    if len(part.segments) == before:
-        raise DatasetError(
-            f"{file}, line {lines[0].number}: expected a video, start and end separated by blanks "
-            f"(`video_test_0000324  49.2 53.5`), found {lines[0].text[:60]!r}; take the file as "
-            "published"
-        )
-
-
-def _read_ambiguous(file: Path, part: _Part) -> None:
-    """Lines that the annotators could not decide on: left out, one by one."""
-    videos = set()
-    for number, text in read_lines(file, part.skipped):
-        fields = text.split()
-        videos.add(fields[0])
-        try:
-            item = segment_id(fields[0], float(fields[1]), float(fields[2]))
-        except (IndexError, ValueError):
-            item = f"{file.name} line {number}"
-        part.oddities["ambiguous"] += 1
-        part.regular.append((item, f"{file.name} line {number}: ambiguous, in no class"))
-    part.oddities["videos_without_class"] = len(videos - part.seen)
-
-
-def _read_validation(root: Path, *, required: bool) -> _Part | None:
-    """The validation set: its class files, or the table `val_Annotation.csv`."""
-    part = _read_part(root, "validation", "train")
-    if part is None:
-        folder = first_folder(root, _FOLDERS["validation"], "val_Annotation.csv")
-        part = None if folder is None else _read_table(folder / "val_Annotation.csv")
-    if part is None and required:
-        raise DatasetError(
-            f"{root}: expected the validation annotations ({CLASSES[0]}_val.txt … in annotation/, "
-            "or val_Annotation.csv) for --option train=validation, found none"
-        )
-    return part
-
-
-def _read_table(file: Path) -> _Part:
-    """Segments of a `video,type,type_idx,start,end,…` table, which names classes, not UCF ids."""
-    part = _Part()
-    ambiguous: list[tuple[str, str]] = []
-    header, *rows = read_lines(file, part.skipped)
-    columns = [cell.strip() for cell in header.text.split(",")]
-    if missing := [c for c in ("video", "type", "start", "end") if c not in columns]:
-        raise DatasetError(
-            f"{file}: expected comma-separated columns video, type, start and end, found no "
-            f"{missing[0]} in {header.text[:60]!r}; take the file as published"
-        )
-    for line in rows:
-        number, text = line
-        where = f"{file.name} line {number}"
-        row = dict(zip(columns, (cell.strip() for cell in text.split(",")), strict=False))
-        try:
-            times = to_seconds(row["start"]), to_seconds(row["end"])
-            if row["type"] == AMBIGUOUS:
-                ambiguous.append((row["video"], where))
-                item = segment_id(row["video"], *times)
-                part.regular.append((item, f"{where}: ambiguous, in no class"))
-                continue
-            label = CLASSES.index(row["type"])
-        except (KeyError, ValueError):
-            refuse_cut_off(file, line, rows, "a class of THUMOS14 and times")
-            part.oddities["malformed"] += 1
-            part.skipped.append((where, f"expected a class of THUMOS14 and times: {text[:60]!r}"))
-            continue
-        part.segments.append(Segment(row["video"], *times, label, "train", where))
-        part.seen.add(row["video"])
-    part.oddities["ambiguous"] = len(ambiguous)
-    part.oddities["videos_without_class"] = len({v for v, _ in ambiguous} - part.seen)
-    if not part.segments:
-        raise DatasetError(
-            f"{file}: expected segments of THUMOS14 classes ({CLASSES[0]}, …), found none: is it "
-            "the table of another dataset? take the file as published"
-        )
-    return part
 
 
 def _ucf101(root: Path, folder: str, classes: tuple[str, ...]) -> tuple[Clip, ...]:

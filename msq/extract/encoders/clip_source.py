@@ -14,6 +14,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained
 
 from msq.errors import UsageError, WeightsError, WeightsNotFound
+from msq.extract.encoders.hub_files import hub_error
 from msq.extract.encoders.weights import FOLDER_PREFIX, HUB_PREFIX, WeightFiles, find_weights
 
 CONFIG_FILE = "open_clip_config.json"
@@ -58,7 +59,8 @@ def find_clip(name: str, weights: str | None) -> ClipSource:
 
     Raises:
         UsageError: for an unknown architecture or one without weights.
-        WeightsError: if the weights cannot be found or fetched.
+        WeightsNotFound: there are no such weights.
+        WeightsError: the network failed.
     """
     if weights is None:
         if name.startswith((HUB_PREFIX, FOLDER_PREFIX)) or Path(name).is_dir():
@@ -123,10 +125,12 @@ def _from_tag(architecture: str, tag: str) -> ClipSource:
         with quiet_root_logger():
             path = Path(download_pretrained(settings))
     except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"weights {architecture}/{tag}: could not be fetched: "
-            f"{str(error).strip().splitlines()[0]}. Without network, give the file's path or "
-            f"{FOLDER_PREFIX}PATH of a folder with {CONFIG_FILE} and the weights"
+        raise hub_error(
+            error,
+            f"weights {architecture}/{tag}",
+            "weights file",
+            f"give the file's path or {FOLDER_PREFIX}PATH of a folder with {CONFIG_FILE} and the "
+            "weights",
         ) from error
     files = WeightFiles(path, path.parent, f"{architecture}/{tag}", architecture)
     wanted = ("mean", "std", "interpolation", "resize_mode")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from msq.errors import UsageError, WeightsError
 from msq.extract.encoders.clip import Tokenizer
 from msq.extract.encoders.clip_source import CONFIG_FILE, ClipSource, quiet_root_logger
-from msq.extract.encoders.weights import check_finite, read_tensors, shortened
+from msq.extract.encoders.hub_files import COPY, hub_error
+from msq.extract.encoders.weights import HUB_PREFIX, check_finite, read_tensors, shortened
 
 # Shapes that open_clip adapts by itself when it loads.
 _ADAPTED = {
@@ -178,6 +179,9 @@ def _tokenizer(
         with quiet_root_logger():
             tokenizer = open_clip.get_tokenizer(source.tokenizer, **kwargs)
     except (OSError, ValueError, ImportError) as error:
+        if source.tokenizer.startswith(HUB_PREFIX) and not isinstance(error, ImportError):
+            label = f"tokenizer of {source.files.id}"
+            raise hub_error(error, label, "tokenizer", COPY) from error
         raise WeightsError(f"{source.files.id}: no tokenizer: {error}") from error
     expected = text_config.get("vocab_size", 49408)
     if isinstance(tokenizer, SimpleTokenizer) and tokenizer.vocab_size != expected:

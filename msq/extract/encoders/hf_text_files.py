@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 
 from msq.errors import WeightsError
+from msq.extract.encoders.hub_files import HubRepository
 from msq.extract.encoders.weights import FOLDER_PREFIX, HUB_PREFIX, WeightFiles, find_weights
 
 CONFIG_FILE = "config.json"
@@ -38,7 +39,8 @@ def find_text_model(name: str) -> WeightFiles | None:
         name: `hf-hub:org/name[@revision]`, `local-dir:PATH` or a folder.
 
     Raises:
-        WeightsError: nothing there, or nothing that is a text model.
+        WeightsNotFound: nothing there.
+        WeightsError: nothing that is a text model, or the network failed.
     """
     if name.startswith(HUB_PREFIX):
         return _from_hub(name)
@@ -59,13 +61,13 @@ def _need_tokenizer(files: WeightFiles) -> None:
 
 
 def _from_hub(name: str) -> WeightFiles | None:
-    repository = _Repository(name)
+    repository = HubRepository(name.removeprefix(HUB_PREFIX), f"text encoder {name}")
     if repository.fetch(CLIP_CONFIG_FILE) is not None:
         return None
     if repository.fetch(CONFIG_FILE) is None:
         if repository.unreachable is None:
             return None
-        raise WeightsError(_message(name, repository.unreachable))
+        raise repository.unreachable
     modules = repository.fetch(MODULES_FILE)
     if modules is not None:
         repository.fetch(LENGTH_FILE)
@@ -81,71 +83,12 @@ def _from_hub(name: str) -> WeightFiles | None:
             name,
             ", ".join(doubtful),
         )
-    for filename in WEIGHT_FILES:
-        if (file := repository.fetch(filename)) is not None:
-            hub_name = name.removeprefix(HUB_PREFIX).partition("@")[0]
-            files = WeightFiles(file, file.parent, name, hub_name.rsplit("/", 1)[-1])
-            _need_tokenizer(files)
-            return files
-    reason = repository.unreachable or f"found none of {', '.join(WEIGHT_FILES)}"
-    raise WeightsError(_message(name, reason))
-
-
-class _Repository:
-    """Files of a repository on the hub, one by one.
-
-    Attributes:
-        unreachable: why a file could be neither fetched nor found in the cache, if that happened.
-        unknown: files of which it cannot be said without network whether they exist.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._repo, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
-        self._revision = revision or None
-        self.unreachable: str | None = None
-        self.unknown: list[str] = []
-
-    def fetch(self, filename: str) -> Path | None:
-        """The file on this machine, or None."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-
-        try:
-            # Each try without a network takes the client half a minute: once is enough.
-            only_cache = self.unreachable is not None
-            return Path(
-                hf_hub_download(
-                    self._repo, filename, revision=self._revision, local_files_only=only_cache
-                )
-            )
-        except LocalEntryNotFoundError as error:  # no network, and not in the cache
-            self.unreachable = self.unreachable or f"{filename}: {error}"
-            if not self._known_absent(filename):
-                self.unknown.append(filename)
-            return None
-        except EntryNotFoundError:  # not in the repository
-            return None
-        except (OSError, HFValidationError) as error:
-            raise WeightsError(_message(self._name, str(error))) from error
-
-    def _known_absent(self, filename: str) -> bool:
-        """Whether the cache remembers that the repository does not have the file."""
-        from huggingface_hub import try_to_load_from_cache
-
-        found: object = try_to_load_from_cache(self._repo, filename, revision=self._revision)
-        return found is not None and not isinstance(found, str)
-
-
-def _message(name: str, reason: str) -> str:
-    return (
-        f"text encoder {name}: could not be fetched: {reason.strip().splitlines()[0].rstrip('.')}. "
-        f"Without network, copy the repository's files to a folder and give {FOLDER_PREFIX}PATH"
-    )
+    file = repository.fetch_any(WEIGHT_FILES)
+    if file is None:
+        raise repository.without(WEIGHT_FILES)
+    files = WeightFiles(file, file.parent, name, repository.name)
+    _need_tokenizer(files)
+    return files
 
 
 def read_steps(path: Path) -> list[dict[str, str]]:

@@ -132,7 +132,7 @@ def _from_tag(name: str) -> _Source:
         try:
             files = find_weights(HUB_PREFIX + cfg.hf_hub_id, weight_files=filenames)
         except WeightsError as error:
-            raise WeightsError(f"{PREFIX}{tag}: {error}; or give {PREFIX}{tag}/FILE") from error
+            raise type(error)(f"{PREFIX}{tag}: {error}; or give {PREFIX}{tag}/FILE") from error
     elif cfg.url:
         path = fetch_url(str(cfg.url), PREFIX + tag, remedy)
         files = WeightFiles(path, path.parent, "", "")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from msq.errors import WeightsError, WeightsNotFound
+from msq.extract.encoders.hub_files import HubRepository
 
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
@@ -82,11 +83,11 @@ def find_weights(
         config_files: further files to fetch from the hub where they exist.
 
     Raises:
-        WeightsNotFound: there is no such path, or no weights in it.
-        WeightsError: they could not be fetched; the message says what was looked for and where.
+        WeightsNotFound: there is no such path or repository, or no weights in it.
+        WeightsError: the network failed; the message says what was looked for and where.
     """
     if name.startswith(HUB_PREFIX):
-        return _from_hub(name.removeprefix(HUB_PREFIX), weight_files, config_files)
+        return _from_hub(name, weight_files, config_files)
     path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
     if path.is_dir():
         base = path.resolve().name
@@ -113,57 +114,19 @@ def _weights_in(folder: Path, weight_files: Sequence[str]) -> Path:
 
 
 def _from_hub(name: str, weight_files: Sequence[str], config_files: Sequence[str]) -> WeightFiles:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    repo, _, revision = name.partition("@")
-    unreachable: list[str] = []
-
-    def fetch_any(filenames: Iterable[str]) -> Path | None:
-        for filename in filenames:
-            try:
-                # Each try without a network takes the client half a minute: once is enough.
-                only_cache = bool(unreachable)
-                return Path(
-                    hf_hub_download(
-                        repo, filename, revision=revision or None, local_files_only=only_cache
-                    )
-                )
-            except LocalEntryNotFoundError as error:  # no network, and not in the cache
-                unreachable.append(f"{filename}: {error}")
-            except EntryNotFoundError:  # not in the repository
-                continue
-        return None
-
-    try:
-        file = fetch_any(weight_files)
-        absent = [filename for filename in config_files if fetch_any([filename]) is None]
-    except (OSError, HFValidationError) as error:
-        raise WeightsError(_hub_message(name, str(error))) from error
+    repository = HubRepository(name.removeprefix(HUB_PREFIX), f"weights {name}")
+    file = repository.fetch_any(weight_files)
+    absent = [filename for filename in config_files if repository.fetch(filename) is None]
     if file is None:
-        reason = f"found none of {', '.join(weight_files)}"
-        raise WeightsError(_hub_message(name, unreachable[0] if unreachable else reason))
-    if absent and unreachable:
+        raise repository.without(weight_files)
+    if doubtful := [filename for filename in absent if filename in repository.unknown]:
         _log.warning(
-            "%s%s: without network, no %s in the cache; if the repository has it, its settings "
+            "%s: without network, no %s in the cache; if the repository has it, its settings "
             "are not used",
-            HUB_PREFIX,
             name,
-            ", ".join(absent),
+            ", ".join(doubtful),
         )
-    return WeightFiles(file, file.parent, f"{HUB_PREFIX}{name}", repo.rsplit("/", 1)[-1])
-
-
-def _hub_message(name: str, reason: str) -> str:
-    first_line = reason.strip().splitlines()[0].rstrip(".")
-    return (
-        f"weights {HUB_PREFIX}{name}: could not be fetched: {first_line}. "
-        f"Without network, copy the repository's files to a folder and give {FOLDER_PREFIX}PATH"
-    )
+    return WeightFiles(file, file.parent, name, repository.name)
 
 
 def sha256_file(path: Path) -> str:
