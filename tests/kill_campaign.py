@@ -99,9 +99,9 @@ def ended(child: int, *, wait: bool = False) -> int | None:
 
 
 def _at_work(out: Path, running: dict[int, int]) -> bool:
-    """Whether one of them has still to leave the crew: its file is among the claims until then."""
+    """Whether one of them has still to leave the crew: it has a member's claim until then."""
     claims = out.with_name(f"{out.name}.claims")
-    return any(True for child in running for _ in claims.glob(f"process-*-{child}-*"))
+    return any(True for child in running for _ in claims.glob(f"member-*-{child}-*"))
 
 
 class Campaign:

@@ -20,7 +20,7 @@ import pytest
 from msq.errors import StoreError
 from msq.extract import claim_files
 from msq.extract.atomic import write_file
-from msq.extract.claims import Holder, claim_store
+from msq.extract.claims import MEMBER, WRITER, Holder, claim_store, claims_folder
 from msq.extract.shard_claims import Member, join_store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -95,6 +95,61 @@ def test_a_reserved_shard_can_be_taken_by_another_but_not_once_it_is_begun(tmp_p
         assert two.keeps(1)
         two.release(1)
         assert one.take(1)
+
+
+def half_written(store: Path) -> Path:
+    """What a worker leaves that was killed while it wrote a chunk."""
+    path = store / "tokens" / "c" / ".0.17-00ff00ff.tmp"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+    return path
+
+
+def test_of_two_workers_that_leave_at_once_one_clears_up_behind_a_killed_one(
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "a.zarr"
+    left = half_written(store)
+    with join_store(store, {}) as one, join_store(store, {}) as two:
+        for member in (one, two):
+            with member.preparing():
+                pass
+        one.leave()
+        assert left.exists()  # the other is still at work, and it might be its file
+        assert two.others() == 0
+        two.leave()
+        assert not left.exists()
+
+
+def test_who_leaves_while_another_looks_whether_it_is_the_last_waits_and_looks_itself(
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "a.zarr"
+    left = half_written(store)
+    with join_store(store, {}) as member, Holder(claims_folder(store), "join") as other:
+        with member.preparing():
+            pass
+        assert other.claim(WRITER)
+        leaving = threading.Thread(target=member.leave)
+        leaving.start()
+        leaving.join(0.1)
+        assert leaving.is_alive()
+        assert left.exists()
+        other.release(WRITER)
+        leaving.join()
+        assert not left.exists()
+
+
+def test_who_leaves_touches_nothing_while_the_whole_store_is_written(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    left = half_written(store)
+    with join_store(store, {}) as member:
+        with member.preparing():
+            pass
+        member._holder.release(f"{MEMBER}-{member._holder.token}")
+        with claim_store(store):
+            member.leave()
+            assert left.exists()
 
 
 def test_whoever_would_be_alone_is_told_who_is_there_and_how_to_help(tmp_path: Path) -> None:

@@ -197,12 +197,10 @@ class Extraction:
         return self._prepared().stages.summary(list(self._encoders))
 
     def result(self, member: Member | None) -> ExtractResult:
-        """What the whole store has come to, and what all workers did since this one began."""
+        """What the whole store has come to, and what all workers did; this one leaves the crew."""
         run = self._prepared()
-        if member is not None:
-            if self._team is not None and self._team.rank == 0:
-                _wait_for_others(member)
-            member.sweep()
+        if member is not None and self._team is not None and self._team.rank == 0:
+            _wait_for_others(member)
         shares = run.shares()
         made = self._made + sum(share["clips"] for share in shares)
         seconds = time.perf_counter() - self._started
@@ -210,7 +208,10 @@ class Extraction:
         for share in shares:
             stages = add_stages(stages, share["stages"])
             run.warnings += [w for w in share["warnings"] if w not in run.warnings]
-        return _result(run, made, seconds, stages, self._unknown, shares)
+        result = _result(run, made, seconds, stages, self._unknown, shares)
+        if member is not None:
+            member.leave()
+        return result
 
     def _prepared(self) -> ShardRun:
         assert self._run is not None, "joined() comes first"

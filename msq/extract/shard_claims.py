@@ -85,12 +85,30 @@ class Member:
             more = f"; {len(others) - 1} others help it" if len(others) > 1 else ""
             raise StoreError(f"{held(self._store, others[0])}; to help it, add --join{more}")
 
-    def sweep(self) -> None:
-        """Remove half-written files of workers that were killed; a no-op while others work."""
-        if self._holder.claim(WRITER):
-            if not self._holder.others(MEMBER):
+    def leave(self) -> None:
+        """Leave the crew; the last to leave removes what killed workers left half-written.
+
+        Who is asked has left already, so that of two who leave at once one sees that it is the
+        last.
+        """
+        self._holder.release(f"{MEMBER}-{self._holder.token}")
+        while not self._holder.claim(WRITER):
+            owner = self._holder.owner(WRITER)
+            if owner is not None and owner.purpose == "write":
+                return
+            time.sleep(0.02)
+        try:
+            if self._is_last():
                 remove_temporaries(self._store)
+        finally:
             self._holder.release(WRITER)
+
+    def _is_last(self) -> bool:
+        if self._holder.others(MEMBER):
+            # A dead worker's file looks alive while another process clears it away, locked.
+            time.sleep(0.02)
+            return not self._holder.others(MEMBER)
+        return True
 
     def others(self) -> int:
         """How many other workers are in the crew."""
