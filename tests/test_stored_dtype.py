@@ -20,7 +20,7 @@ from msq.head import evaluate, finite
 from msq.head import features as reading
 from msq.head.baselines import clip_similarity, linear_probe
 from msq.head.checkpoint import load_model
-from msq.head.class_splits import clip_labels
+from msq.head.class_leaks import clip_labels
 from msq.head.evaluate import evaluate_run
 from msq.head.features import Features, configured_features, load_features
 from msq.head.memory import moving_bytes

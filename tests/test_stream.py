@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_left_on_disk(tmp_path: Path, monkeypatch) -> None:
 
 def test_baselines_and_leaks_read_streamed_tokens_in_parts(tmp_path: Path) -> None:
     from msq.head.baselines import averaged
-    from msq.head.class_splits import clip_labels
+    from msq.head.class_leaks import clip_labels
     from msq.head.features import load_features
 
     labelled_store(tmp_path / "a.zarr")

@@ -22,7 +22,8 @@ from msq.head.actors import (
     leave_one_out,
     read_actors,
 )
-from msq.head.class_splits import ClassSplit, class_split_from_list
+from msq.head.class_split_files import class_split_from_list
+from msq.head.class_splits import ClassSplit
 from msq.head.features import Features, load_features
 from msq.head.metrics import average_precision
 from msq.head.split_scores import clip_baseline, evaluate_split

@@ -12,17 +12,9 @@ from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import UsageError
 from msq.extract.datasets.thumos14 import read_thumos14
-from msq.head.class_splits import (
-    ClassSplit,
-    class_order_split,
-    class_split,
-    class_split_from_files,
-    class_splits_from_folder,
-    clip_labels,
-    coinciding_classes,
-    drawn_splits,
-    leaks,
-)
+from msq.head.class_leaks import clip_labels, coinciding_classes, leaks
+from msq.head.class_split_files import class_split_from_files, class_splits_from_folder
+from msq.head.class_splits import ClassSplit, class_order_split, class_split, drawn_splits
 from msq.head.features import Features
 from msq.head.metrics import average_precision
 from msq.head.sweep_plan import Source

@@ -13,12 +13,8 @@ from typing import Any
 from msq import config as configuration
 from msq.config import FeatureConfig, RunConfig
 from msq.errors import UsageError
-from msq.head.class_splits import (
-    ClassSplit,
-    class_order_split,
-    class_splits_from_folder,
-    drawn_splits,
-)
+from msq.head.class_split_files import class_splits_from_folder
+from msq.head.class_splits import ClassSplit, class_order_split, drawn_splits
 from msq.head.features import configured_features
 from msq.head.grid_file import Grid, Setting
 from msq.head.grid_stores import (

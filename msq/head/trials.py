@@ -22,7 +22,8 @@ from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import MsqError
 from msq.head.actors import ActorSplit, actor_features, evaluate_actors
-from msq.head.class_splits import ClassSplit, Leak, clip_labels, coinciding_classes, leaks
+from msq.head.class_leaks import Leak, clip_labels, coinciding_classes, leaks
+from msq.head.class_splits import ClassSplit
 from msq.head.device_errors import device_failed, is_of_device
 from msq.head.features import Features
 from msq.head.run import RunResult, clip_counts, recorded_choice

@@ -122,11 +122,8 @@ def _class_splits(
     seen: Path | None,
 ) -> list[ClassSplit] | None:
     """The splits from lists or in class order; None where they are drawn."""
-    from msq.head.class_splits import (
-        class_order_split,
-        class_split_from_list,
-        class_splits_from_folder,
-    )
+    from msq.head.class_split_files import class_split_from_list, class_splits_from_folder
+    from msq.head.class_splits import class_order_split
 
     if folder is not None:
         return class_splits_from_folder(classes, folder)
