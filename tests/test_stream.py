@@ -21,6 +21,7 @@ from msq.head.batches import Batches
 from msq.head.features import Features
 from msq.head.feeding import Feed
 from msq.head.stream import StreamedTokens, stream_tokens
+from msq.head.token_batches import with_next
 
 fakes = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fakes.py"))))
 ROWS = 11
@@ -233,7 +234,7 @@ def test_scoring_leaves_alone_what_training_has_begun_to_read() -> None:
     tokens = StreamedTokens(counting(values, asked), torch.arange(12), (5, 6), torch.float16)
     tokens.prefetch(torch.tensor([0, 1]))
     parts = torch.arange(4, 12).split(2)
-    for part, found in stream.with_next(tokens, parts):
+    for part, found in with_next(tokens, parts):
         assert torch.equal(found, values[part])
     assert torch.equal(tokens.lend(torch.tensor([0, 1])), values[:2])
     assert sorted(asked) == [0, 1, *range(4, 12)]

@@ -10,7 +10,7 @@ from msq.errors import UsageError
 from msq.head.features import Features
 from msq.head.loss import head_loss, loss_kind
 from msq.head.metrics import mean_average_precision
-from msq.head.stream import with_next
+from msq.head.token_batches import with_next
 from msq.head.train import split_rows
 
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # tried by the linear probe

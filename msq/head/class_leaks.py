@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msq.head.class_splits import ClassSplit
 from msq.head.features import Features
-from msq.head.stream import with_next
+from msq.head.token_batches import with_next
 
 LEAK_SHARE = 0.95
 LEAK_CLIPS = 10  # fewer shared clips than that may well be chance

@@ -10,7 +10,7 @@ from torch import Tensor
 from msq.head.evaluate import probabilities, score
 from msq.head.features import Features
 from msq.head.model import MSQNet
-from msq.head.stream import with_next
+from msq.head.token_batches import with_next
 
 Weights = Literal["mean", "scores"]
 _AT_ONCE = 256  # clips whose tokens are averaged together

@@ -31,7 +31,8 @@ from msq.head.model import MSQNet
 from msq.head.packed import PackedHead
 from msq.head.run_result import read_result
 from msq.head.segments import class_segments
-from msq.head.stream import StreamedTokens, with_next
+from msq.head.stream import StreamedTokens
+from msq.head.token_batches import with_next
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from msq.errors import UsageError
 from msq.head.encoded_tokens import EncodedTokens
-from msq.head.stream import StreamedTokens, placed
+from msq.head.stream import StreamedTokens
+from msq.head.token_batches import placed
 from msq.head.train_views import TrainViews
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msq.errors import UsageError
-from msq.head.encoded_tokens import EncodedTokens
-from msq.head.memory import fits
-from msq.head.sending import copying_stream, on_host
+from msq.head.sending import copying_stream
 
 # Reads rows of the store into uint8 [n, row bytes], each verified; from any thread.
 ReadRows = Callable[[Sequence[int], NDArray[np.uint8]], None]
@@ -247,51 +245,6 @@ def _widen(source: Tensor, target: Tensor) -> None:
     pieces = torch.split(source.flatten(), _PIECE), torch.split(target.flatten(), _PIECE)
     for narrow, wide in zip(*pieces, strict=True):
         wide.copy_(narrow)
-
-
-def with_next(
-    tokens: Tensor | StreamedTokens | EncodedTokens, parts: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each of several lists of rows with its tokens, which are valid until the next.
-
-    Streamed ones are read ahead, beside what others have begun to read of them.
-    """
-    if isinstance(tokens, EncodedTokens):
-        yield from tokens.batches(parts)
-        return
-    if not isinstance(tokens, StreamedTokens):
-        for part in parts:
-            yield part, tokens[part]
-        return
-    own = tokens.to()
-    places = on_host(parts)
-    try:
-        for i, part in enumerate(parts):
-            for later in places[i : i + own.ahead]:
-                own.prefetch(later)
-            yield part, own.lend(places[i])
-    finally:
-        own.close()
-
-
-def placed(
-    tokens: Tensor | StreamedTokens | EncodedTokens, device: str | torch.device
-) -> Tensor | StreamedTokens | EncodedTokens:
-    """Tokens on a device; on a GPU that has no room for them they come batch by batch."""
-    device = torch.device(device)
-    if isinstance(tokens, EncodedTokens):
-        return tokens  # they are made where the encoder is
-    if isinstance(tokens, StreamedTokens) or device.type != "cuda" or tokens.is_cuda:
-        return tokens.to(device)
-    if fits(tokens.nbytes, device):
-        return tokens.to(device)
-    flat = tokens.contiguous().view(torch.uint8).flatten(1).numpy()
-
-    def read(rows: Sequence[int], out: NDArray[np.uint8]) -> None:
-        np.take(flat, np.asarray(rows), axis=0, out=out)
-
-    shape = (tokens.shape[1], tokens.shape[2])
-    return StreamedTokens(read, torch.arange(len(tokens)), shape, tokens.dtype, device=device)
 
 
 def stream_tokens(
