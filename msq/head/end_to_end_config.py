@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from msq import config as configuration
 from msq.config import RunConfig
+from msq.config_values import checked_section, nearest, toml_value
 from msq.errors import UsageError
 
 _LAST = re.compile(r"last:([1-9]\d*)")
@@ -171,7 +172,7 @@ def end_to_end_settings(file: Path | None, assignments: Sequence[str] = ()) -> E
     known = {f.name: f.type for f in dataclasses.fields(RunConfig)} | _SECTIONS
     unknown = [name for name in tables if name not in {*known, *configuration.PASSED_OVER}]
     if unknown:
-        near = configuration.nearest(unknown[0], known)
+        near = nearest(unknown[0], known)
         raise UsageError(f"{source}: unknown section {unknown[0]!r}{near}")
     run = configuration.from_dict(tables, source)
     mine: list[str] = []
@@ -186,11 +187,11 @@ def end_to_end_settings(file: Path | None, assignments: Sequence[str] = ()) -> E
         section, dot, name = key.strip().partition(".")
         if not equals or not dot:
             raise UsageError(f"override {assignment!r}: expected section.key=value")
-        values[section][name] = configuration.toml_value(text.strip())
+        values[section][name] = toml_value(text.strip())
     official = run.train.protocol == "official"
     made = {}
     for name, kind in _SECTIONS.items():
-        checked = configuration.checked_section(name, values[name], _SECTIONS, source)
+        checked = checked_section(name, values[name], _SECTIONS, source)
         made[name] = kind(**{**(OFFICIAL_FIXED[name] if official else {}), **checked})
     return EndToEndConfig(run=run, **made)  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from msq import config as configuration
+from msq.config_values import nearest
 from msq.errors import UsageError
 
 # Kind (`product`, `zip`, `list`, `repeat`, `choose`, `row`) and the settings along the axis.
@@ -87,7 +87,7 @@ def zero_shot_axes(source: str, zero_shot: Mapping[str, Any]) -> Axes:
     """The shares of seen classes, and the number of the split, over which tables average."""
     for key in zero_shot:
         if key not in ZERO_SHOT:
-            near = configuration.nearest(key, ZERO_SHOT)
+            near = nearest(key, ZERO_SHOT)
             raise UsageError(f"{source}: unknown key zero_shot.{key}{near}")
     shares = zero_shot.get("seen", [50, 75])
     shares = shares if isinstance(shares, list) else [shares]

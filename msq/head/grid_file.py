@@ -37,8 +37,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from msq import config as configuration
 from msq.config import RunConfig
+from msq.config_values import nearest, toml_value
 from msq.errors import UsageError
 from msq.head.grid_axes import ZERO_SHOT, read_axes, without, zero_shot_axes
 
@@ -153,7 +153,7 @@ def read_grid(file: str | Path, overrides: Iterable[str] = ()) -> Grid:
     elif str(file) in preset_names():
         text = preset_text(str(file))
     else:
-        near = configuration.nearest(str(file), preset_names())
+        near = nearest(str(file), preset_names())
         raise UsageError(f"grid {str(file)!r}: no such file, and no preset of this name{near}")
     return parse_grid(text, str(file), overrides)
 
@@ -167,7 +167,7 @@ def parse_grid(text: str, source: str, overrides: Iterable[str] = ()) -> Grid:
     keys = known_keys()
     for name in tables:
         if name not in (*TABLES, *PLAIN):
-            near = configuration.nearest(name, (*TABLES, *PLAIN))
+            near = nearest(name, (*TABLES, *PLAIN))
             raise UsageError(f"{source}: unknown {name!r}{near}")
     _check_plain(tables, source)
     base = {f"{section}.{key}": value for section in SECTIONS
@@ -180,7 +180,7 @@ def parse_grid(text: str, source: str, overrides: Iterable[str] = ()) -> Grid:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"override {assignment!r}: expected key=value")
-        given[key.strip()] = configuration.toml_value(value.strip())
+        given[key.strip()] = toml_value(value.strip())
     if "store" in given:  # a store that is there needs no extraction
         base = {key: value for key, value in base.items() if not key.startswith("extract.")}
     _check_plain(given, "override")
@@ -259,4 +259,4 @@ def _check(
 
 def _require_known(key: str, keys: Sequence[str], source: str) -> None:
     if key not in keys:
-        raise UsageError(f"{source}: unknown key {key}{configuration.nearest(key, keys)}")
+        raise UsageError(f"{source}: unknown key {key}{nearest(key, keys)}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msq.config import toml_value
+from msq.config_values import toml_value
 from msq.errors import UsageError
 from msq.head.checkpoint import load_model
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from msq import config as configuration
+from msq.config_values import nearest
 from msq.errors import UsageError
 from msq.head.checkpoint import load_model
 from msq.head.clip_embeddings import Weights, after_decoder, before_decoder
@@ -143,7 +144,7 @@ def _columns(features: Features, classes: Sequence[str] | None) -> list[int]:
         raise UsageError("--classes: expected at least one name, found none")
     unknown = [name for name in classes if name not in features.classes]
     if unknown:
-        near = configuration.nearest(unknown[0], features.classes)
+        near = nearest(unknown[0], features.classes)
         raise UsageError(f"--classes: no class {unknown[0]!r} in {features.name}{near}")
     if len(set(classes)) > MOST_CLASSES:
         raise UsageError(

@@ -57,7 +57,7 @@ def text(file: str) -> str:
     Raises:
         UsageError: neither.
     """
-    from msq import config as configuration
+    from msq.config_values import nearest
     from msq.head.grid_file import preset_names, preset_text
 
     if file in preset_names():
@@ -67,7 +67,7 @@ def text(file: str) -> str:
             return Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{file}: expected a grid file; {error}") from None
-    near = configuration.nearest(file, preset_names())
+    near = nearest(file, preset_names())
     raise UsageError(f"grid {file!r}: no such file, and no preset of this name{near}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from msq import config as configuration
 from msq.config import RunConfig
+from msq.config_values import toml_value
 from msq.errors import UsageError
 from msq.extract.devices import resolve_device
 from msq.report import terminal
@@ -47,7 +48,7 @@ def assignments(overrides: Sequence[str] | None, options: Mapping[str, Any]) -> 
         key, equals, value = text.partition("=")
         key, value = key.strip(), value.strip()
         before = found.setdefault(key, value)
-        if equals and configuration.toml_value(before) != configuration.toml_value(value):
+        if equals and toml_value(before) != toml_value(value):
             raise UsageError(f"{key}: expected one value, found {before!r} and {value!r} (an "
                              "option of the command is such a key too)")  # fmt: skip
     return [*(overrides or ()), *given]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msq import config as configuration
+from msq.config_values import toml_value
 from msq.errors import MsqError, UsageError
 from msq.extract.devices import resolve_device
 from msq.report import terminal
@@ -55,7 +55,7 @@ def choices(given: Sequence[str]) -> dict[str, list[Any]]:
     found = {}
     for text in given:
         key, equals, values = text.partition("=")
-        parts = [configuration.toml_value(x.strip()) for x in values.split(",") if x.strip()]
+        parts = [toml_value(x.strip()) for x in values.split(",") if x.strip()]
         if not equals or not parts:
             raise UsageError(f"--choose {text!r}: expected KEY=VALUE,VALUE,… such as "
                              "optim.lr=1e-3,2e-3")  # fmt: skip

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from msq import config as configuration
 from msq.config import Classifier, Queries, RunConfig
+from msq.config_values import nearest
 from msq.errors import UsageError
 from msq.report import sweeps, terminal
 
@@ -108,9 +108,7 @@ def _asked(given: str | None, there: Sequence[str]) -> list[str]:
     names = list(there) if given == "all" else [x.strip() for x in given.split(",") if x.strip()]
     for name in names:
         if name not in there:
-            raise UsageError(
-                f"{name!r}: the store has no such one{configuration.nearest(name, there)}"
-            )
+            raise UsageError(f"{name!r}: the store has no such one{nearest(name, there)}")
     return names
 
 
