@@ -20,6 +20,18 @@ from msq.choices import (
     TextPooling,
 )
 from msq.cli_options import DatasetPolicy, DatasetTask, Device, Json, Options, Quiet
+from msq.extract.extract_options import LEAST, ExtractOptions
+
+
+class Usual:
+    """Defaults that the command line has as choices."""
+
+    protocol = Protocol(ExtractOptions.protocol)
+    resize = Resize(ExtractOptions.resize)
+    precision = Precision(ExtractOptions.precision)
+    kernels = Kernels(ExtractOptions.kernels)
+    store_dtype = StoreType(ExtractOptions.store_dtype)
+    on_degraded = OnDegraded(ExtractOptions.on_degraded)
 
 
 def extract(
@@ -36,11 +48,11 @@ def extract(
             help="embedded, none, hf-hub:ORG/NAME, local-dir:DIR, a folder, a file, a run of "
             "msq train, timm/TAG, open_clip/ARCH/TAG or torchvision/NAME; see msq encoders list."
         ),
-    ] = "embedded",
+    ] = ExtractOptions.video_encoder,
     image_encoder: Annotated[
         str,
         typer.Option(help="embedded, none, ARCH/PRETRAINED, ARCH/FILE, hf-hub:… or local-dir:…"),
-    ] = "embedded",
+    ] = ExtractOptions.image_encoder,
     text_encoder: Annotated[
         str | None,
         typer.Option(
@@ -64,11 +76,16 @@ def extract(
     protocol: Annotated[
         Protocol,
         typer.Option(help="official makes features as the authors' code does; paper fixes nothing"),
-    ] = Protocol.paper,
-    frames: Annotated[int | None, typer.Option(help="Frames per clip.", min=1)] = None,
-    size: Annotated[int | None, typer.Option(help="Pixels of the square crop.", min=1)] = None,
+    ] = Usual.protocol,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames per clip.", min=LEAST["frames"])
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels of the square crop.", min=LEAST["size"])
+    ] = None,
     short_side: Annotated[
-        int | None, typer.Option(help="Pixels of the short side before the crop.", min=1)
+        int | None,
+        typer.Option(help="Pixels of the short side before the crop.", min=LEAST["short_side"]),
     ] = None,
     pooling: Annotated[Pooling | None, typer.Option(help="Tokens to keep; frame.")] = None,
     clip_output: Annotated[
@@ -81,15 +98,15 @@ def extract(
     ] = None,
     resize: Annotated[
         Resize, typer.Option(help="torch is fast with PIL parity, pil is exact.")
-    ] = Resize.torch,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = Precision.fp32,
+    ] = Usual.resize,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = Usual.precision,
     kernels: Annotated[
         Kernels, typer.Option(help="TimeSformer's attention over time: torch's, or msq's kernel.")
-    ] = Kernels.auto,
+    ] = Usual.kernels,
     store_dtype: Annotated[
         StoreType, typer.Option(help="Number type in the store.")
-    ] = StoreType.float16,
-    device: Device = "auto",
+    ] = Usual.store_dtype,
+    device: Device = ExtractOptions.device,
     devices: Annotated[
         str | None,
         typer.Option(help="A worker on each: N, auto (all GPUs), cuda:0,cuda:1 or cpu:N."),
@@ -103,23 +120,33 @@ def extract(
     ] = None,
     join: Annotated[
         bool, typer.Option("--join", help="Help other processes that make the same store.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first N clips.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Clips per encoder call.", min=1)] = 8,
-    shard: Annotated[int, typer.Option(help="Clips per shard.", min=1)] = 64,
+    ] = ExtractOptions.join,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N clips.", min=LEAST["limit"])
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(help="Clips per encoder call.", min=LEAST["batch"])
+    ] = ExtractOptions.batch,
+    shard: Annotated[
+        int, typer.Option(help="Clips per shard.", min=LEAST["shard"])
+    ] = ExtractOptions.shard,
     workers: Annotated[
-        int | None, typer.Option(help="Decode processes; 0 decodes in this one.", min=0)
+        int | None,
+        typer.Option(help="Decode processes; 0 decodes in this one.", min=LEAST["workers"]),
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do shards with failed clips again.")
-    ] = False,
+    ] = ExtractOptions.retry_failed,
     on_degraded: Annotated[
         OnDegraded, typer.Option(help="Damaged videos that still give frames.")
-    ] = OnDegraded.keep,
+    ] = Usual.on_degraded,
     policy: DatasetPolicy = None,
     views: Annotated[
-        int, typer.Option(help="Augmented views of each clip, beside the clean one.", min=0)
-    ] = 0,
+        int,
+        typer.Option(
+            help="Augmented views of each clip, beside the clean one.", min=LEAST["views"]
+        ),
+    ] = ExtractOptions.views,
     test_views: Annotated[
         str | None,
         typer.Option(help="CLIPSxCROPS, e.g. 10x3: views for msq eval --ensemble; crops 1 or 3."),
@@ -129,7 +156,7 @@ def extract(
         typer.Option(
             "--image-frames", help="Store image features of each frame beside their mean."
         ),
-    ] = False,
+    ] = ExtractOptions.image_frames,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how big it gets; no more.")
     ] = False,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from msq.errors import UsageError
 from msq.extract.datasets import Dataset, read_manifest
 from msq.extract.datasets.registry import find_adapter
 from msq.extract.datasets.survey import missing_media, require_media
 from msq.extract.devices import resolve_device
+from msq.extract.extract_options import EMBEDDED, ExtractOptions, require_least
 from msq.extract.location import locate
 from msq.extract.making import dataset_options, preset, require_making
 from msq.extract.named_dataset import read_named
 from msq.extract.views import CLEAN, View, augmented_views, parse_clips_by_crops
-from msq.protocol import EXTRACT_FIXED, Protocol
+from msq.protocol import EXTRACT_FIXED
 
 if TYPE_CHECKING:
     from msq.extract.crew import Team
@@ -27,68 +28,24 @@ if TYPE_CHECKING:
 
 Progress = Callable[[dict[str, Any]], None]
 
-EMBEDDED = "embedded"
 NONE = "none"
-_BY_PROTOCOL: Any = None  # until `ExtractRequest` has put the protocol's own value in its place
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractRequest:
-    """What to extract, with what, to where. See `msq extract --help` for each field.
-
-    A setting that is None is the protocol's own, where it has one; `task` and `policy` are the
-    dataset's own then, `multilabel` and `skip` for a manifest.
+class ExtractRequest(ExtractOptions):
+    """What to extract, with what, to where; the fields are those of `ExtractOptions`.
 
     Raises:
-        UsageError: settings that contradict the protocol; the message lists them all. Image
-            features of each frame without an image encoder.
+        UsageError: settings that contradict the protocol; the message lists them all. A number
+            below its least. Image features of each frame without an image encoder.
     """
-
-    protocol: Protocol = "paper"
-    manifest: Path | None = None
-    dataset: str | None = None
-    root: Path | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    out: Path | None = None
-    classes: Path | None = None
-    task: Literal["multilabel", "singlelabel"] | None = None
-    policy: Literal["skip", "error", "keep"] | None = None
-    limit: int | None = None
-    video_encoder: str = EMBEDDED
-    image_encoder: str = EMBEDDED
-    text_encoder: str | None = None
-    text_pooling: Literal["pooler", "mean", "cls"] | None = None
-    prompts: Sequence[str] = _BY_PROTOCOL
-    frames: int | None = None
-    size: int | None = None
-    short_side: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    pooling: Literal["frame", "band", "patch"] = _BY_PROTOCOL
-    clip_output: Literal["projected", "pooler"] = _BY_PROTOCOL
-    sampling: Literal["uniform", "official"] = _BY_PROTOCOL
-    resize: Literal["torch", "pil"] = "torch"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    kernels: Literal["auto", "triton", "reference"] = "auto"
-    store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
-    device: str = "auto"
-    shard: int = 64
-    batch: int = 8
-    workers: int | None = None
-    retry_failed: bool = False
-    on_degraded: Literal["keep", "skip", "fail"] = "keep"
-    views: int = 0
-    test_views: str | None = None
-    devices: str | None = None
-    scheduler: str | None = None
-    join: bool = False
-    image_frames: bool = False
 
     def __post_init__(self) -> None:
         """Fill in what the protocol sets, and refuse what contradicts it, or itself."""
         if self.protocol not in EXTRACT_FIXED:
             known = ", ".join(EXTRACT_FIXED)
             raise UsageError(f"--protocol {self.protocol}: expected one of {known}")
+        require_least(self)
         for name, value in preset(self.protocol).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -248,8 +205,6 @@ class ExtractRequest:
         Raises:
             UsageError: numbers that cannot be.
         """
-        if self.views < 0:
-            raise UsageError(f"--views: expected 0 or more augmented views, found {self.views}")
         test = () if self.test_views is None else parse_clips_by_crops(self.test_views)
         return (CLEAN, *augmented_views(self.views), *test)
 

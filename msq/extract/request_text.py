@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msq.extract.extract_options import PATHS
 from msq.extract.location import absolute, locate
 from msq.extract.named_dataset import find_class_file
 from msq.extract.request import ExtractRequest, split_clip_name
 
-_PATHS = ("manifest", "root", "out", "classes")
 _TUPLES = ("mean", "std", "prompts")
 _WEIGHTS = ("video_encoder", "image_encoder", "text_encoder")
 _LOCAL = "local-dir:"
@@ -25,7 +25,7 @@ def write_request(request: ExtractRequest) -> str:
 def read_request(text: str) -> ExtractRequest:
     """The request that `write_request` wrote."""
     given = json.loads(text)
-    for name in _PATHS:
+    for name in PATHS:
         given[name] = None if given[name] is None else Path(given[name])
     for name in _TUPLES:
         given[name] = None if given[name] is None else tuple(given[name])
@@ -38,7 +38,7 @@ def anchored(request: ExtractRequest) -> ExtractRequest:
     A class file is looked for here, where the user is, and not by the workers.
     """
     found: dict[str, Any] = {}
-    for name in _PATHS:
+    for name in PATHS:
         if (path := getattr(request, name)) is not None:
             found[name] = absolute(locate(path))
     if request.classes is not None and request.dataset is not None:

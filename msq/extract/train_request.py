@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msq.errors import SpecMismatch, UsageError
 from msq.extract.datasets import Dataset
-from msq.extract.datasets.registry import MODULES, find_adapter
 from msq.extract.devices import resolve_device
-from msq.extract.request import EMBEDDED, NONE, ExtractRequest, Progress, split_clip_name
+from msq.extract.extract_options import EMBEDDED
+from msq.extract.named_clips import named_clips
+from msq.extract.request import NONE, ExtractRequest, Progress, split_clip_name
 from msq.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -81,36 +81,12 @@ class TrainRequest:
         )
 
     def _place(self) -> dict[str, Any]:
-        path, key = Path(self.what), self.what.strip().lower().replace("_", "-").replace(" ", "-")
-        named = key in MODULES
-        if (path / "zarr.json").is_file():
-            raise UsageError(
-                f"{path}: expected videos (a manifest, a folder of classes, a dataset's name), "
-                f"found a feature store; msq train-head {path} trains a head on it, and msq train "
-                f"MANIFEST --store {path} takes the frozen towers' features from it"
-            )
-        if self.root is not None or self.options:
-            if named:
-                return {"dataset": self.what, "root": self.root}
-            raise UsageError(
-                f"{self.what}: --root and --option go with the name of a dataset "
-                f"({', '.join(MODULES)}), found "
-                + ("a path" if path.exists() else f"no such name{_near(key)}")
-            )
-        if path.exists() and named:
-            raise UsageError(
-                f"{self.what}: both a path here and the name of a dataset; ./{path} means the "
-                "path, and --root DIR the dataset"
-            )
-        if path.exists():
-            return {"manifest": path}
-        if named:
-            adapter = find_adapter(self.what)
-            raise UsageError(f"dataset {adapter.name} needs --root DIR with {adapter.needs}")
-        raise UsageError(
-            f"{self.what}: expected a manifest (CSV or JSONL), a folder with a folder per class, "
-            f"or a dataset's name with --root DIR; found no such file{_near(key)}"
+        path = Path(self.what)
+        hint = (
+            f"msq train-head {path} trains a head on it, and msq train MANIFEST --store {path} "
+            "takes the frozen towers' features from it"
         )
+        return named_clips(self.what, self.root, self.options, store_hint=hint)
 
     @property
     def name(self) -> str:
@@ -249,8 +225,3 @@ class TrainRequest:
         for prompt in self.prompts or ():
             words += ["--prompts", prompt]
         return shlex.join([*words, "--out", f"{run.name}.zarr"])
-
-
-def _near(key: str) -> str:
-    near = difflib.get_close_matches(key, MODULES, n=2, cutoff=0.6)
-    return f"; did you mean the dataset {' or '.join(near)}?" if near else ""

@@ -57,7 +57,8 @@ def precision_hint(request: ExtractRequest) -> str:
     from msq.extract.dask_cluster import LOCAL
     from msq.extract.decode_pool import multiplies_bf16
     from msq.extract.devices import resolve_device
-    from msq.extract.request import EMBEDDED, NONE
+    from msq.extract.extract_options import EMBEDDED
+    from msq.extract.request import NONE
 
     if request.scheduler not in (None, LOCAL):
         return ""  # processors and devices are those of its workers
