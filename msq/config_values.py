@@ -56,7 +56,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     Raises:
         UsageError: another type, or a word that is not one of the allowed ones.
     """
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    either = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter: of Literals
+    options = typing.get_args(hint) if either else (hint,)
     if value is None and type(None) not in options:
         value = "none"  # the word: `toml_value` cannot know that it is one of the field's own
     for option in options:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from msq.errors import MsqError, UsageError
 from msq.head.checkpoint import write_json
-from msq.head.grid_file import PATHS
 from msq.head.sweep_plan import Plan, Source
 
 if TYPE_CHECKING:
@@ -39,22 +38,9 @@ def build_request(settings: Mapping[str, Any], out: Path | None = None) -> Extra
     Raises:
         UsageError: values of another type, or that contradict each other.
     """
-    from msq.extract.request import ExtractRequest
+    from msq.extract.request_values import request_of
 
-    values: dict[str, Any] = {
-        key: Path(value) if key in PATHS else value for key, value in settings.items()
-    }
-    for key in ("prompts", "mean", "std"):
-        if isinstance(values.get(key), str):
-            values[key] = (values[key],)
-        elif values.get(key) is not None:
-            values[key] = tuple(values[key])
-    if isinstance(values.get("options"), Mapping):
-        values["options"] = {key: str(value) for key, value in values["options"].items()}
-    try:
-        return ExtractRequest(**{**values, "out": out})
-    except TypeError as error:
-        raise UsageError(f"extract: {error}") from None
+    return request_of({**settings, "out": out}, "extract")
 
 
 def extraction_source(settings: Mapping[str, Any], stores: Path) -> Source:
