@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from msq.errors import StoreError
 from msq.extract import store_schema as schema
 from msq.extract.location import locate
 from msq.extract.row_index import Rows
-from msq.extract.row_reader import RowReader
 from msq.extract.shard import read_chunk
 from msq.extract.store_array import StoreArray
-from msq.extract.store_folder import StoreFolder
+from msq.extract.store_folder import StoreFolder, as_tensor
 from msq.extract.store_verify import problems_in
 from msq.extract.store_views import number_of, views_in
 from msq.extract.views import View
+
+if TYPE_CHECKING:  # they are loaded where a tensor is asked for
+    import torch
+
+    from msq.extract.row_reader import RowReader
 
 __all__ = ["FeatureStore", "Rows", "open_store"]
 
@@ -69,9 +74,15 @@ class FeatureStore(StoreFolder):
         Raises:
             StoreError: no such encoder, view or row, or a commit record is damaged.
         """
+        return as_tensor(self.status_codes(encoder, view, rows))
+
+    def status_codes(
+        self, encoder: str, view: int | View = 0, rows: Rows = None
+    ) -> NDArray[np.uint8]:
+        """As `status`, for who needs no tensor."""
         self._need(encoder, [*self.encoders("video"), *self.encoders("image")], "encoder")
-        number, wanted = self._number(encoder, view), self._rows(rows).numpy()
-        return torch.from_numpy(self._array(f"status/{encoder}").status(number, wanted))
+        number = self._number(encoder, view)
+        return self._array(f"status/{encoder}").status(number, self._rows(rows))
 
     def ok_rows(self, encoders: Sequence[str] | None = None, view: int | View = 0) -> torch.Tensor:
         """Rows `[n]` int64 that can be read for all the named encoders (or all there are).
@@ -83,7 +94,7 @@ class FeatureStore(StoreFolder):
             StoreError: an encoder does not have this view, or it has another one of this number.
         """
         names = encoders or [*self.encoders("video"), *self.encoders("image")]
-        readable = torch.ones(len(self), dtype=torch.bool)
+        readable = np.ones(len(self), dtype=np.bool_)
         meant = {slug: self.views(slug)[self._number(slug, view)] for slug in names}
         if len({*meant.values()}) > 1:
             said = ", ".join(f"{str(v)!r} of {slug}" for slug, v in meant.items())
@@ -91,9 +102,9 @@ class FeatureStore(StoreFolder):
                 f"{self.path}: view {view} is {said}; name it by msq.extract.views.View"
             )
         for encoder in names:
-            status = self.status(encoder, view)
+            status = self.status_codes(encoder, view)
             readable &= (status == schema.OK) | (status == schema.DEGRADED)
-        return torch.nonzero(readable).flatten()
+        return as_tensor(np.flatnonzero(readable))
 
     def tokens(
         self, rows: Rows = None, encoder: str | None = None, view: int | View = 0
@@ -117,6 +128,8 @@ class FeatureStore(StoreFolder):
             StoreError: no or several video encoders and none named, or a layout that msq does not
                 write.
         """
+        from msq.extract.row_reader import RowReader
+
         slug = self._choose(self.encoders("video"), encoder, "video encoder")
         array = self._array(f"tokens/{slug}")
         number = self._number(slug, view)
@@ -166,7 +179,7 @@ class FeatureStore(StoreFolder):
         payload = read_chunk(
             array.path / "c" / "0" / "0", int(np.prod(array.shape)) * array.dtype.itemsize
         )
-        return torch.from_numpy(payload.view(array.dtype).reshape(array.shape).copy())
+        return as_tensor(payload.view(array.dtype).reshape(array.shape).copy())
 
     def prompts(self, encoder: str | None = None) -> dict[str, str]:
         """Prompt name -> template of one text encoder; a set's templates are joined by ` | `."""
@@ -195,15 +208,17 @@ class FeatureStore(StoreFolder):
         return self._read(schema.FEATURE_GROUP[kind], rows, slug, view)
 
     def _read(self, group: str, rows: Rows, slug: str, view: int | View) -> torch.Tensor:
+        import torch
+
         wanted, number = self._rows(rows), self._number(slug, view)
         self._refuse_unreadable(wanted, slug, number)
         array = self._array(f"{group}/{slug}")
-        values = torch.from_numpy(array.read(wanted.numpy(), number, self.clips.__getitem__))
+        values = torch.from_numpy(array.read(wanted, number, self.clips.__getitem__))
         bits = values.dtype == torch.uint16 and self.store_dtype(slug) == "bfloat16"
         return values.view(torch.bfloat16) if bits else values
 
-    def _refuse_unreadable(self, rows: torch.Tensor, slug: str, view: int) -> None:
-        status = self.status(slug, view, rows)
+    def _refuse_unreadable(self, rows: NDArray[np.int64], slug: str, view: int) -> None:
+        status = self.status_codes(slug, view, rows)
         for code, words in (
             (schema.UNDECODABLE, "failed (see failures(), or msq extract --retry-failed)"),
             (schema.MISSING, "were not extracted yet (run msq extract again)"),

@@ -6,10 +6,9 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 
@@ -21,6 +20,9 @@ from msq.extract.location import zarr_store
 from msq.extract.row_index import Rows, row_numbers
 from msq.extract.store_array import ZARR_ERRORS, StoreArray
 from msq.extract.store_seal import read_metadata, record_is_whole
+
+if TYPE_CHECKING:  # it is loaded where a tensor is asked for
+    import torch
 
 
 class StoreFolder:
@@ -48,7 +50,7 @@ class StoreFolder:
         self.metric: str = self.attributes["metric"]
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self._arrays: dict[str, StoreArray] = {}
-        self._matrices: dict[str, torch.Tensor] = {}
+        self._matrices: dict[str, NDArray[np.uint8]] = {}
         for slug in () if lenient else self.encoders():
             self.spec(slug)
 
@@ -94,7 +96,7 @@ class StoreFolder:
         for name in splits or ("",):
             self._need(name, there, "split")
         found = [row for row, split in enumerate(self.splits) if split in splits]
-        return torch.tensor(found, dtype=torch.long)
+        return as_tensor(np.array(found, dtype=np.int64))
 
     @property
     def variant(self) -> str:
@@ -168,13 +170,13 @@ class StoreFolder:
 
     def labels(self, rows: Rows = None) -> torch.Tensor:
         """Labels `[n, K]` uint8."""
-        return self._labels("label")[self._rows(rows)]
+        return as_tensor(self._labels("label")[self._rows(rows)])
 
     def label_known(self, rows: Rows = None) -> torch.Tensor | None:
         """`[n, K]` bool, False where a label is unknown; None where all are known."""
         if not (self.path / "label_known").exists():
             return None
-        return self._labels("label_known")[self._rows(rows)].bool()
+        return as_tensor(self._labels("label_known")[self._rows(rows)] != 0)
 
     def failures(self) -> list[dict[str, Any]]:
         """Clips that failed (status 2) or are degraded (status 3), in row order.
@@ -200,17 +202,15 @@ class StoreFolder:
                 )
         return found
 
-    def _rows(self, rows: Rows) -> torch.Tensor:
+    def _rows(self, rows: Rows) -> NDArray[np.int64]:
         return row_numbers(rows, len(self), self.path)
 
     def _strings(self, name: str) -> tuple[str, ...]:
         return tuple(str(value) for value in self.small_array(name).tolist())
 
-    def _labels(self, name: str) -> torch.Tensor:
+    def _labels(self, name: str) -> NDArray[np.uint8]:
         if name not in self._matrices:
-            self._matrices[name] = torch.from_numpy(
-                np.array(self.small_array(name), dtype=np.uint8)
-            )
+            self._matrices[name] = np.array(self.small_array(name), dtype=np.uint8)
         return self._matrices[name]
 
     def small_array(self, name: str) -> NDArray[np.generic]:
@@ -275,6 +275,13 @@ class StoreFolder:
             raise StoreError(
                 f"{self.path}: no {what} {name!r}; there are: {', '.join(names) or 'none'}"
             )
+
+
+def as_tensor(values: NDArray[np.generic]) -> torch.Tensor:
+    """The tensor of the same memory."""
+    import torch
+
+    return torch.from_numpy(values)
 
 
 def read_root(path: Path) -> dict[str, Any]:

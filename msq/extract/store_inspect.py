@@ -6,6 +6,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import msq
 from msq.extract.location import is_local
 from msq.extract.store import FeatureStore
@@ -62,7 +65,7 @@ def inspect_store(store: FeatureStore) -> dict[str, Any]:
 
 def _encoder(store: FeatureStore, slug: str, kind: str, sizes: dict[str, int]) -> dict[str, Any]:
     views: list[dict[str, Any]] = [
-        {"view": str(view), **_counts(store.status(slug, view))} for view in store.views(slug)
+        {"view": str(view), **_counts(store.status_codes(slug, view))} for view in store.views(slug)
     ]
     making = store.making(slug, kind)
     names = array_names(kind, slug, store.has_image_frames(slug))
@@ -82,7 +85,7 @@ def _encoder(store: FeatureStore, slug: str, kind: str, sizes: dict[str, int]) -
     }
 
 
-def _counts(status: Any) -> dict[str, int]:
+def _counts(status: NDArray[np.uint8]) -> dict[str, int]:
     """Rows of each status."""
     return {word: int((status == code).sum()) for code, word in enumerate(STATUS)}
 

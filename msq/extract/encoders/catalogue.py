@@ -143,12 +143,20 @@ _CLIPS = (
         "the checkpoint's own; MIT for openai and laion tags",
     ),
 )
+_TEXT_NEEDS = f"{_FETCHED}; and pip install 'msq[text]'"
+_TEXTS = (  # megabytes are those of model.safetensors, width is D
+    EncoderInfo("bert-base-uncased", "text", _TEXT_NEEDS, "Apache-2.0", 109.5, 440, width=768),
+    EncoderInfo("all-MiniLM-L6-v2", "text", _TEXT_NEEDS, "Apache-2.0", 22.7, 91, width=384),
+    EncoderInfo("all-mpnet-base-v2", "text", _TEXT_NEEDS, "Apache-2.0", 109.5, 438, width=768),
+    EncoderInfo(
+        "every other text or sentence encoder of Hugging Face",
+        "text",
+        "hf-hub:ORG/NAME or local-dir:PATH; and pip install 'msq[text]'",
+        "the repository's own",
+    ),
+)
 
 
 def list_encoders() -> list[dict[str, Any]]:
     """What can be loaded: an `EncoderInfo` as dictionary for each family and checkpoint."""
-    from msq.extract.encoders.hf_text import TEXT_ENCODERS
-
-    own = [asdict(line) for line in (*_TIMESFORMERS, *_VIDEOMAES, *_LIBRARIES, *_CLIPS)]
-    empty = dict.fromkeys(own[0])
-    return [*own, *({**empty, **line} for line in TEXT_ENCODERS)]
+    return [asdict(x) for x in (*_TIMESFORMERS, *_VIDEOMAES, *_LIBRARIES, *_CLIPS, *_TEXTS)]

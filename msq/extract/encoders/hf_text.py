@@ -45,47 +45,6 @@ _SILENT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transforme
 # Texts by which two tokenizers are told apart: case, accents, marks, digits, an unknown script.
 _PROBES = ("A Dog's naïve ÉLAN, re-running 12.5 km!", "opening_a-door (slowly)", "走 🐕")
 _TOKENIZERS_OWN_MAXIMUM = 10**6  # beyond this, transformers means "no limit"
-_NEEDS = "fetched, or local-dir:PATH with the repository's files; and pip install 'msq[text]'"
-
-# Lines of `msq encoders list`: megabytes are those of model.safetensors, width is D.
-TEXT_ENCODERS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "bert-base-uncased",
-        "kind": "text",
-        "needs": _NEEDS,
-        "licence": "Apache-2.0",
-        "parameters_millions": 109.5,
-        "megabytes": 440,
-        "width": 768,
-    },
-    {
-        "name": "all-MiniLM-L6-v2",
-        "kind": "text",
-        "needs": _NEEDS,
-        "licence": "Apache-2.0",
-        "parameters_millions": 22.7,
-        "megabytes": 91,
-        "width": 384,
-    },
-    {
-        "name": "all-mpnet-base-v2",
-        "kind": "text",
-        "needs": _NEEDS,
-        "licence": "Apache-2.0",
-        "parameters_millions": 109.5,
-        "megabytes": 438,
-        "width": 768,
-    },
-    {
-        "name": "every other text or sentence encoder of Hugging Face",
-        "kind": "text",
-        "needs": "hf-hub:ORG/NAME or local-dir:PATH; and pip install 'msq[text]'",
-        "licence": "the repository's own",
-        "parameters_millions": None,
-        "megabytes": None,
-        "width": None,
-    },
-)
 _WORD = re.compile(r"[^\W\d_]+")
 
 

@@ -17,12 +17,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
-
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msq.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Prompt: TypeAlias = str | Sequence[str]
 
@@ -173,6 +173,8 @@ def averaged(vectors: Iterable[Tensor]) -> Tensor:
     Returns:
         [K, D] float32.
     """
+    from torch.nn import functional as F
+
     sum_of_units = sum_of_lengths = None
     count = 0
     for raw in vectors:
