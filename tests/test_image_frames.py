@@ -40,6 +40,7 @@ from msq.head.grid_stores import extraction_source
 
 HERE = Path(__file__).parent
 fakes = SimpleNamespace(**runpy.run_path(str(HERE / "fakes.py")))
+watched = SimpleNamespace(**runpy.run_path(str(HERE / "watched_processes.py")))
 IMAGE = fakes.image_spec(frames=3, size=8)  # other frames than the video encoder
 FRAMES = "image_frames/fake-image"
 BROKEN, CUT = 1, 4  # rows
@@ -294,14 +295,12 @@ def test_kill_9_at_random_moments_then_resume(tmp_path: Path) -> None:
         )  # fmt: skip
 
     def finish(process: subprocess.Popen[bytes]) -> dict[str, str]:
-        _, words = process.communicate(timeout=120)
+        _, words = process.communicate(timeout=watched.PATIENCE)
         assert process.returncode == 3, words.decode()  # done, with one failure recorded
         return dict(fakes.tree(tmp_path / process.args[7]))  # type: ignore[index]
 
     def begun(out: Path, process: subprocess.Popen[bytes]) -> None:
-        shutil.rmtree(f"{out}.claims", ignore_errors=True)
-        while not Path(f"{out}.claims").exists() and process.poll() is None:
-            time.sleep(0.001)
+        watched.until(lambda: watched.writes(process, out), process)
 
     process = start("whole.zarr")
     begun(tmp_path / "whole.zarr", process)
@@ -316,7 +315,7 @@ def test_kill_9_at_random_moments_then_resume(tmp_path: Path) -> None:
         begun(out, process)
         time.sleep(chance.uniform(0, duration / 2))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=watched.PATIENCE)
         if process.returncode == -signal.SIGKILL:
             kills += 1
             continue

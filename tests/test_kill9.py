@@ -22,6 +22,7 @@ from msq.extract.pipeline import extract
 HERE = Path(__file__).parent
 fakes = SimpleNamespace(**runpy.run_path(str(HERE / "fakes.py")))
 encoders = SimpleNamespace(**runpy.run_path(str(HERE / "encoder_fixtures.py")))
+watched = SimpleNamespace(**runpy.run_path(str(HERE / "watched_processes.py")))
 KILLS = 10
 
 
@@ -125,16 +126,19 @@ def start(folder: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, words = process.communicate(timeout=120)
+    _, words = process.communicate(timeout=watched.PATIENCE)
     assert process.returncode == 3, words.decode()  # done, with one failure recorded
+
+
+def committed(out: Path) -> int:
+    """Shards that are done."""
+    return len(list(out.glob("status/*/c/*/0")))
 
 
 @pytest.mark.slow
 def test_kill_9_at_ten_random_moments_then_resume(request_files: Path, tmp_path: Path) -> None:
-    claims = Path(f"{tmp_path / 'whole.zarr'}.claims")
     process = start(request_files, tmp_path / "whole.zarr", workers=0)
-    while not claims.exists() and process.poll() is None:
-        time.sleep(0.001)
+    watched.until(lambda: watched.writes(process, tmp_path / "whole.zarr"), process)
     began = time.perf_counter()
     finish(process)
     duration = time.perf_counter() - began
@@ -143,17 +147,19 @@ def test_kill_9_at_ten_random_moments_then_resume(request_files: Path, tmp_path:
     chance = random.Random(20260101)
     out, kills, stages = tmp_path / "killed.zarr", 0, set()
     while kills < KILLS:
+        before = committed(out)
         process = start(request_files, out, workers=int(kills % 4 == 3))
-        claims = Path(f"{out}.claims")
-        shutil.rmtree(claims, ignore_errors=True)  # of the run before, to see this one's
-        while not claims.exists() and process.poll() is None:
-            time.sleep(0.001)
+        # Every second one has done a shard first, however slow the machine is.
+        further = before + kills % 2
+        watched.until(
+            lambda p=process, n=further: watched.writes(p, out) and committed(out) >= n, process
+        )
         time.sleep(chance.uniform(0, duration / 2))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=watched.PATIENCE)
         if process.returncode == -signal.SIGKILL:
             kills += 1
-            stages.add(len(list(out.glob("status/*/c/*/0"))))
+            stages.add(committed(out))
             continue
         assert fakes.tree(out) == expected  # it was quicker than the signal: another store
         shutil.rmtree(out)
