@@ -22,13 +22,8 @@ from msq.extract.encoders.timesformer_names import rename
 from msq.head import backbone_cost, memory
 from msq.head.backbone import Backbone, learning_names
 from msq.head.backbone_cost import BackboneShape, forward_flops, learning, parameters
-from msq.head.backbone_memory import (
-    EndToEndShape,
-    memory_error,
-    report_lines,
-    require_room,
-    step_memory,
-)
+from msq.head.backbone_memory import EndToEndShape, step_memory
+from msq.head.backbone_room import memory_error, report_lines, require_room
 from msq.head.end_to_end_config import BackboneConfig, EndToEndConfig
 from msq.head.end_to_end_step import EndToEndStep, Part
 from msq.head.memory import StepShape

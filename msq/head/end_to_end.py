@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from msq.errors import MsqError
-from msq.head.backbone_memory import EndToEndShape, memory_error, report_lines, require_room
+from msq.head.backbone_memory import EndToEndShape
+from msq.head.backbone_room import memory_error, report_lines, require_room
 from msq.head.checkpoint import load_model, load_state
 from msq.head.conclusion import conclude
 from msq.head.end_to_end_checkpoints import RankedCheckpoints
