@@ -30,7 +30,8 @@ from msq.head.packed import PackedHead
 from msq.head.packed_choice import choose_step
 from msq.head.run import RunResult
 from msq.head.stack_engine import ROOM, _begin, stacked_choice
-from msq.head.stack_model import StackedHead, StackedMasks
+from msq.head.stack_masks import StackedMasks
+from msq.head.stack_model import StackedHead
 from msq.head.stack_parameters import StackedParameters
 from msq.head.stack_step import stacked_loss
 from msq.head.stack_training import StackedTraining

@@ -9,7 +9,7 @@ have no part in any gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,40 +17,10 @@ from torch.nn import functional as F
 
 from msq.errors import UsageError
 from msq.head.layers import LAYER_NORM_EPS
-from msq.head.masks import LayerMasks, Masks, Part, Site
+from msq.head.masks import Part, Site
 from msq.head.model import MSQNet, position_code
+from msq.head.stack_masks import StackedMasks, row_shape
 from msq.head.stack_parameters import StackedParameters
-
-Shape = Callable[[int], tuple[int, ...]]  # of a mask of one head, from its number of classes
-
-
-class StackedMasks:
-    """The dropout of one step: each head's is what it would draw alone.
-
-    Args:
-        masks: of each head, all with one probability of dropping.
-        classes: of each head.
-    """
-
-    def __init__(self, masks: Sequence[Masks], classes: Sequence[int]) -> None:
-        self.masks, self.classes, self.scale = list(masks), list(classes), masks[0].scale
-
-    def drop(self, part: Part, layer: int, site: Site, x: Tensor, shape: Shape) -> Tensor:
-        """`x` [G, ...] with what is dropped set to zero and the rest scaled up.
-
-        Args:
-            part: of the head.
-            layer: of the part.
-            site: of the layer.
-            x: [G, ...], of which `shape` of the most classes is a view without G.
-            shape: of a head's mask, from its number of classes.
-        """
-        room = shape(max(self.classes))
-        kept = x.new_zeros((len(self.masks), *room))
-        for own, one, count in zip(kept, self.masks, self.classes, strict=True):
-            made = LayerMasks(one, part, layer).kept(site, shape(count), x.dtype)
-            own[tuple(slice(size) for size in made.shape)] = made
-        return x * kept.view(x.shape) * self.scale
 
 
 class StackedHead:
@@ -188,7 +158,7 @@ class StackedHead:
     ) -> Tensor:
         hidden = self._linear(x, f"{name}.expand").relu()
         if masks is not None:
-            shape = _rows(place[0], clips, x.shape[1], hidden.shape[2])
+            shape = row_shape(place[0], clips, x.shape[1], hidden.shape[2])
             hidden = masks.drop(*place, Site.hidden, hidden, shape)
         y = self._linear(hidden, f"{name}.contract")
         return self._add_norm(x, y, clips, f"{name}.norm_ffn", place, Site.ffn_residual, masks)
@@ -221,7 +191,7 @@ class StackedHead:
     ) -> Tensor:  # fmt: skip
         """LayerNorm(x + dropout(y))."""
         if masks is not None:
-            shape = _rows(place[0], clips, y.shape[1], y.shape[2])
+            shape = row_shape(place[0], clips, y.shape[1], y.shape[2])
             y = masks.drop(*place, site, y, shape)
         return self._norm(x + y, norm).to(self.dtype)
 
@@ -239,7 +209,7 @@ class StackedHead:
         if kind == "sincos-input" and code is not None:
             memory = memory + code.repeat(clips, 1)
             if masks is not None:
-                shape = _rows(Part.input, clips, clips * length, width)
+                shape = row_shape(Part.input, clips, clips * length, width)
                 memory = masks.drop(Part.input, 0, Site.self_residual, memory, shape)
         rows = memory.to(self.dtype)
         for i in range(model.config.encoder_layers):
@@ -293,13 +263,6 @@ class StackedHead:
         """[G, B K, parts D] -> so many [G, B, H, K, d]."""
         split = packed.view(len(packed), clips, -1, parts, self.heads, self.width // self.heads)
         return split.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)
-
-
-def _rows(part: Part, clips: int, rows: int, width: int) -> Shape:
-    """Shape of a mask of rows: [B, S, width] in the encoder, [B, own K, width] in the decoder."""
-    if part is Part.decoder:
-        return lambda count: (clips, count, width)
-    return lambda count: (clips, rows // clips, width)
 
 
 def _by_clip(x: Tensor, clips: int) -> Tensor:

@@ -19,7 +19,8 @@ from msq.head.feeding import Batch
 from msq.head.loss import NUMBERS, class_losses
 from msq.head.masks import CountedMasks, Masks, drop_rate
 from msq.head.sending import sent
-from msq.head.stack_model import StackedHead, StackedMasks
+from msq.head.stack_masks import StackedMasks
+from msq.head.stack_model import StackedHead
 from msq.head.stack_parameters import StackedParameters
 from msq.head.training import Training
 
