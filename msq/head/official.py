@@ -26,6 +26,7 @@ from torch import Tensor
 from msq.config import HeadConfig
 from msq.errors import WeightsError
 from msq.head.model import MSQNet, sincos
+from msq.head.official_names import STACKS, transformer_names
 
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _ENCODERS = re.compile(
@@ -35,22 +36,6 @@ _ENCODERS = re.compile(
 _POSITION = "pos_encod.pe"
 _LAYER = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.")
 _SHOWN = 8  # keys of a list that a message names
-
-# Of a layer here, and what torch calls them.
-_ATTENTION = {
-    "encoder": {"self_attention": "self_attn"},
-    "decoder": {"self_attention": "self_attn", "cross_attention": "multihead_attn"},
-}
-_PARTS = {
-    "encoder": {
-        "expand": "linear1", "contract": "linear2", "norm_self": "norm1", "norm_ffn": "norm2",
-    },
-    "decoder": {
-        "expand": "linear1", "contract": "linear2", "norm_self": "norm1", "norm_cross": "norm2",
-        "norm_ffn": "norm3",
-    },
-}  # fmt: skip
-_STACKS = {"encoder": ("encoder", "encoder_norm"), "decoder": ("layers", "norm")}
 
 
 def from_official(state_dict: Mapping[str, Any], *, heads: int = 8, dropout: float = 0.1) -> MSQNet:
@@ -106,21 +91,8 @@ def to_official(model: MSQNet, values: Mapping[str, Tensor] | None = None) -> di
     made = {"query_embed": label, "linear1.weight": of["memory.weight"]}
     if fused:
         made["linear2.weight"] = torch.cat(fused, dim=1)
-    for stack, (mine, norm) in _STACKS.items():
-        layers = config.encoder_layers if stack == "encoder" else config.layers
-        for i in range(layers):
-            theirs, here = f"transformer.{stack}.layers.{i}", f"{mine}.{i}"
-            for name, other in _ATTENTION[stack].items():
-                for kind in ("weight", "bias"):
-                    made[f"{theirs}.{other}.in_proj_{kind}"] = torch.cat(
-                        [of[f"{here}.{name}.{x}.{kind}"] for x in "qkv"]
-                    )
-                    made[f"{theirs}.{other}.out_proj.{kind}"] = of[f"{here}.{name}.out.{kind}"]
-            for name, other in _PARTS[stack].items():
-                for kind in ("weight", "bias"):
-                    made[f"{theirs}.{other}.{kind}"] = of[f"{here}.{name}.{kind}"]
-        for kind in ("weight", "bias"):
-            made[f"transformer.{stack}.norm.{kind}"] = of[f"{norm}.{kind}"]
+    for theirs, here in transformer_names(_layers(config)):
+        made[theirs] = torch.cat([of[name] for name in here])
     made["group_linear.W"] = of["classifier.weight"][None]
     made["group_linear.b"] = of["classifier.bias"][None]
     return {name: tensor.detach().clone() for name, tensor in made.items()}
@@ -154,10 +126,10 @@ def _sorted_keys(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], tupl
     layers = {
         stack: 1 + max((int(m[2]) for k in found if (m := _LAYER.match(k)) and m[1] == stack),
                        default=5)
-        for stack in _STACKS
+        for stack in STACKS
     }  # fmt: skip
     expected = {"query_embed", "linear1.weight", "group_linear.W", "group_linear.b"}
-    expected |= {f"transformer.{name}" for name in _transformer_names(layers)}
+    expected |= {theirs for theirs, _ in transformer_names(layers)}
     missing = sorted(expected - found.keys())
     unexpected = sorted(found.keys() - expected - {"linear2.weight", _POSITION})
     if missing or unexpected:
@@ -167,18 +139,6 @@ def _sorted_keys(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], tupl
             + (f"; is {near[0]} what {missing[0]} is?" if near else "")
         )
     return found, tuple(ignored)
-
-
-def _transformer_names(layers: Mapping[str, int]) -> Iterator[str]:
-    """Every name of an `nn.Transformer` with so many layers in `encoder` and `decoder`."""
-    for stack, count in layers.items():
-        yield from (f"{stack}.norm.{kind}" for kind in ("weight", "bias"))
-        for i in range(count):
-            for name in _ATTENTION[stack].values():
-                for leaf in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
-                    yield f"{stack}.layers.{i}.{name}.{leaf}"
-            for name in _PARTS[stack].values():
-                yield from (f"{stack}.layers.{i}.{name}.{kind}" for kind in ("weight", "bias"))
 
 
 def _configuration(
@@ -209,7 +169,7 @@ def _configuration(
     ffn = found["transformer.encoder.layers.0.linear1.weight"].shape[0]
     sizes = {"K": classes, "D": width, "D'": tokens, "D''": fused - label, "D_l": label, "F": ffn}
     layers = {stack: len({m[2] for k in found if (m := _LAYER.match(k)) and m[1] == stack})
-              for stack in _STACKS}  # fmt: skip
+              for stack in STACKS}  # fmt: skip
     config = HeadConfig(
         queries="multimodal" if sizes["D''"] else "text",
         classifier="per-class",
@@ -224,6 +184,10 @@ def _configuration(
         start="torch",
     )
     return config, sizes
+
+
+def _layers(config: HeadConfig) -> dict[str, int]:
+    return {"encoder": config.encoder_layers, "decoder": config.layers}
 
 
 def _shapes(sizes: Mapping[str, int], config: HeadConfig) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -241,9 +205,9 @@ def _shapes(sizes: Mapping[str, int], config: HeadConfig) -> dict[str, tuple[tup
         "group_linear.W": ((1, k, d), (k, d)),
         "group_linear.b": ((1, k), (k,)),
     }
-    for name in _transformer_names({"encoder": config.encoder_layers, "decoder": config.layers}):
+    for name, _ in transformer_names(_layers(config)):
         leaf = next((shape for end, shape in leaves.items() if name.endswith(f".{end}")), (d,))
-        shapes[f"transformer.{name}"] = (leaf,)
+        shapes[name] = (leaf,)
     return shapes
 
 
@@ -280,21 +244,8 @@ def _unpacked(
         yield "fuse_label.weight", joined[:, : sizes["D_l"]]
         if sizes["D''"]:
             yield "fuse_image.weight", joined[:, sizes["D_l"] :]
-    for stack, (mine, norm) in _STACKS.items():
-        layers = config.encoder_layers if stack == "encoder" else config.layers
-        for i in range(layers):
-            theirs, here = f"transformer.{stack}.layers.{i}", f"{mine}.{i}"
-            for name, other in _ATTENTION[stack].items():
-                for kind in ("weight", "bias"):
-                    packed = found[f"{theirs}.{other}.in_proj_{kind}"]
-                    for x, part in zip("qkv", packed.chunk(3), strict=True):
-                        yield f"{here}.{name}.{x}.{kind}", part
-                    yield f"{here}.{name}.out.{kind}", found[f"{theirs}.{other}.out_proj.{kind}"]
-            for name, other in _PARTS[stack].items():
-                for kind in ("weight", "bias"):
-                    yield f"{here}.{name}.{kind}", found[f"{theirs}.{other}.{kind}"]
-        for kind in ("weight", "bias"):
-            yield f"{norm}.{kind}", found[f"transformer.{stack}.norm.{kind}"]
+    for theirs, here in transformer_names(_layers(config)):
+        yield from zip(here, found[theirs].chunk(len(here)), strict=True)
     yield "classifier.weight", found["group_linear.W"].reshape(sizes["K"], sizes["D"])
     yield "classifier.bias", found["group_linear.b"].reshape(sizes["K"])
 
