@@ -114,7 +114,9 @@ def test_what_a_plan_cannot_decode_is_taken_from_one_decoding_of_the_file(
     for module in (cuts_module, survey_module):
         whole = module.shown_frames
         monkeypatch.setattr(
-            module, "shown_frames", lambda *a, whole=whole: decodings.append(path) or whole(*a)
+            module,
+            "shown_frames",
+            lambda *a, whole=whole, **o: decodings.append(path) or whole(*a, **o),
         )
     taken = list(decode_cuts(video, cuts, [(2, "uniform")]))
     assert sum(isinstance(one.clip, DecodedClip) for one in taken) == 24

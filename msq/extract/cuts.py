@@ -67,7 +67,7 @@ def decode_cuts(
         jobs = yield from _by_plans(video, video.order, jobs, looks, watch)
         if not jobs:
             return
-        video = decoded_survey(video.path, watch)
+        video = decoded_survey(video.path, watch, promised=True)
         jobs = yield from jobs_of(video, cuts, looks, {(job.cut, job.request) for job in jobs})
     mixed: list[Job] = []  # pictures of several sizes
     for some in passes(jobs, looks):

@@ -237,7 +237,7 @@ class _Feed:
         for place, packet in enumerate(self._packets, self.run.first):
             self._watch()
             self.fed = place
-            if packet.pts is not None and not packet.is_discard:
+            if packet.pts is not None:  # hidden ones, too: shown frames refer to them
                 latest = max(latest, packet.pts)
             if place in self.wanted:
                 self._latest[place] = latest

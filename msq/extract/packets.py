@@ -62,6 +62,7 @@ class Damage:
 
     corrupt: int = 0
     partial: int = 0
+    silent: int = 0
     errors: list[str] = field(default_factory=list)
     packets: int = 0
     declared: int = 0
@@ -78,6 +79,8 @@ class Damage:
             parts.append(f"packets that are not whole: {self.partial}")
         if self.errors:
             parts.append(f"errors while decoding: {len(self.errors)} (first: {self.errors[0]})")
+        if self.silent:
+            parts.append(f"packets that gave neither a frame nor an error: {self.silent}")
         if self.packets < self.declared:
             parts.append(
                 f"truncated: the container declares {self.declared} frames, "

@@ -3,29 +3,27 @@
 From the packet table, find for every wanted packet the keyframe its decoding starts at, decode
 only these runs, and let the decoder skip what nothing else refers to. The result is the same, bit
 for bit, as that of decoding the whole file; where that cannot be told from the packets, the answer
-is None and the caller decodes everything.
+is None and the caller decodes everything. So it is where anything that is decoded on the way is
+damaged or does not come out: wanted frames may be predicted from it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import chain
-from typing import Literal
+from typing import Any, cast
 
 import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 
+from msq.extract.h264 import length_size, nothing_refers_to
+from msq.extract.hidden import is_hidden, revealed
 from msq.extract.packets import VideoPacket
 from msq.extract.pixels import Pictures, to_rgb
-
-# Only H.264 marks with certainty what nothing refers to (nal_ref_idc = 0). HEVC's sub-layer
-# non-reference pictures may be referred to by higher temporal layers.
-_SKIPS_UNREFERENCED = frozenset({"h264"})
-
-Skip = Literal["DEFAULT", "NONREF"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +124,25 @@ def planned_frames(
         places: see `places_by_time`.
 
     Raises:
-        NotAsPlanned: any damage, and a run whose keyframe is none: an H.264 stream that is
-            refreshed bit by bit marks where a refresh begins, and what is decoded from there on is
-            wrong at first. The decoder is of no use any more then.
+        NotAsPlanned: any damage of what is decoded, hidden frames included; a packet that gives no
+            frame; and a run whose keyframe is none: an H.264 stream that is refreshed bit by bit
+            marks where a refresh begins, and what is decoded from there on is wrong at first. The
+            decoder is of no use any more then.
     """
     start, previous, begun = 0, None, False
+    due: list[int] = []  # times of decoded packets whose frames have not come out
+    idle = _idle(context)
     for i, packet in enumerate(chain(packets, (None,)), run.first):
         if packet is not None:
-            skippable = i not in wanted and i != run.first
-            context.skip_frame = _idle(context) if skippable else "DEFAULT"
+            skipped = i not in wanted and i != run.first and idle(packet)
+            context.skip_frame = "NONREF" if skipped else "DEFAULT"
             if i == run.first:
                 start = _time(packet)
-                begun = packet.is_discard  # never comes out, so it cannot be looked at
+                begun = packet.is_discard  # not shown, so it need not be what it says
+            if not skipped and packet.pts is not None and packet.pts >= start:
+                heappush(due, packet.pts)
         try:
-            shown = context.decode(packet)
+            shown = context.decode(revealed(context, packet))
         except av.FFmpegError as error:
             raise NotAsPlanned from error
         for frame in shown:
@@ -148,16 +151,30 @@ def planned_frames(
             previous = frame.pts
             if frame.pts < start:
                 continue  # leads the run's keyframe: undecodable here, and not asked for
+            if frame.is_corrupt or not due or heappop(due) != frame.pts:
+                raise NotAsPlanned
+            if is_hidden(frame):
+                continue
             begun = begun or frame.pict_type == PictureType.I
             at = places.get(frame.pts)
-            if at is None or frame.is_corrupt or not begun:
+            if at is None or not begun:
                 raise NotAsPlanned
             yield at, frame
+    if due:
+        raise NotAsPlanned
     context.flush_buffers()
 
 
-def _idle(context: VideoCodecContext) -> Skip:
-    return "NONREF" if context.name in _SKIPS_UNREFERENCED else "DEFAULT"
+def _idle(context: VideoCodecContext) -> Callable[[VideoPacket], bool]:
+    """Whether nothing refers to the picture of a packet.
+
+    Only H.264 marks that with certainty (nal_ref_idc = 0). HEVC's sub-layer non-reference pictures
+    may be referred to by higher temporal layers.
+    """
+    if context.name != "h264":
+        return lambda packet: False
+    size = length_size(context.extradata)
+    return lambda packet: nothing_refers_to(bytes(cast("Any", packet)), size)
 
 
 def _time(packet: VideoPacket) -> int:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from msq.extract.frame_folder import frame_files, read_frame
+from msq.extract.hidden import is_hidden, revealed
 from msq.extract.packets import (
     Damage,
     PacketTable,
@@ -26,18 +28,45 @@ from msq.extract.timeline import Clock, Seconds, folder_times
 
 
 def shown_frames(
-    stream: VideoStream, packets: Iterable[VideoPacket], damage: Damage
+    stream: VideoStream,
+    packets: Iterable[VideoPacket],
+    damage: Damage,
+    *,
+    promised: bool = False,
 ) -> Iterator[av.VideoFrame]:
-    """All frames that the decoder shows, in its order; errors are noted and passed over."""
+    """All frames that the decoder shows, in its order; errors are noted and passed over.
+
+    Args:
+        stream: whose decoder is new.
+        packets: of the stream.
+        damage: where it is noted, that of frames which an edit list hides included.
+        promised: each packet is one frame, see `packet_times`: those that give none are noted.
+    """
+    context, failed = stream.codec_context, 0
+    sent, came, fields, begun = set[int](), set[int](), False, False
     for packet in chain(packets, (None,)):
+        if promised and packet is not None and packet.pts is not None:
+            sent.add(packet.pts)
         try:
-            shown = stream.codec_context.decode(packet)
+            shown = context.decode(revealed(context, packet))
         except av.FFmpegError as error:
+            failed += 1
             damage.errors.append(message_of(error))
             continue
         for frame in shown:
-            damage.corrupt += frame.is_corrupt
-            yield frame
+            hidden = is_hidden(frame)
+            # Hidden frames that lead the first keyframe lack what they refer to: nobody misses it.
+            begun = begun or not hidden or frame.pict_type == PictureType.I
+            damage.corrupt += frame.is_corrupt and begun
+            if promised and frame.pts is not None:
+                came.add(frame.pts)
+            fields = fields or frame.interlaced_frame  # a packet may be one of a frame's two fields
+            if not hidden:
+                yield frame
+    if came and not fields:
+        # An H.264 stream that begins amid a refresh shows nothing before that is through.
+        first = min(came) if context.name == "h264" else min(sent)
+        damage.silent = max(0, sum(pts >= first for pts in sent - came) - failed)
 
 
 def decode_all(path: Path, *, fps: float | None = None) -> tuple[Pictures, Seconds]:

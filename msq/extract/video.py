@@ -168,7 +168,7 @@ def decode_samples(
     with open_stream(wish.path) as (container, stream):
         damage = Damage()
         table = packet_table(container, stream, damage)
-        return _decode_in_full(wish, container, stream, table, damage)
+        return _decode_in_full(wish, container, stream, table, damage, promised=True)
 
 
 def _decode_file(
@@ -207,12 +207,14 @@ def _decode_in_full(
     stream: VideoStream,
     table: PacketTable,
     damage: Damage,
+    *,
+    promised: bool = False,
 ) -> list[DecodedClip]:
-    """Decode everything, count what came out, index that."""
+    """Decode everything, count what came out, index that; `promised`: see `shown_frames`."""
     stamps: list[int | None] = []
     held: list[av.VideoFrame] | None = []
     size = 0
-    for frame in shown_frames(stream, table.packets, damage):
+    for frame in shown_frames(stream, table.packets, damage, promised=promised):
         stamps.append(frame.pts)
         if held is not None:
             held.append(frame)

@@ -77,12 +77,15 @@ def survey(path: Path, *, fps: float | None = None) -> Survey:
     return Survey(path, times, damage, tuple(order), marks, picture_bytes=size)
 
 
-def decoded_survey(path: Path, watch: Callable[[], None] = lambda: None) -> Survey:
+def decoded_survey(
+    path: Path, watch: Callable[[], None] = lambda: None, *, promised: bool = False
+) -> Survey:
     """The survey of a file by decoding all of it, whatever its packets say.
 
     Args:
         path: the file.
         watch: called at every frame; may raise to end it.
+        promised: its packets tell the frames, but no plan came out, see `shown_frames`.
 
     Raises:
         VideoError: the file cannot be opened, or shows nothing.
@@ -90,7 +93,8 @@ def decoded_survey(path: Path, watch: Callable[[], None] = lambda: None) -> Surv
     damage = Damage()
     with open_stream(path) as (container, stream):
         stamps, size = [], 0
-        for frame in shown_frames(stream, read_packets(container, stream, damage), damage):
+        packets = read_packets(container, stream, damage)
+        for frame in shown_frames(stream, packets, damage, promised=promised):
             watch()
             stamps.append(frame.pts)
             size += sum(plane.buffer_size for plane in frame.planes)
