@@ -14,13 +14,21 @@ labelled when a known label of it is positive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from msq.errors import UsageError
+from msq.head.accuracy import (
+    accuracy_tensor,
+    all_negative_accuracy,
+    known_share,
+    multilabel_accuracy,
+    topk_accuracy,
+    topk_tensor,
+)
+from msq.head.chance import chance_map, chance_of_counts, class_counts
 from msq.head.f1 import f1_tensor
 from msq.head.ranking import (
     MeanAP,
@@ -56,119 +64,6 @@ __all__ = [
     "ranking_scores",
     "topk_accuracy",
 ]
-
-
-def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1, known: Tensor | None = None) -> float:
-    """Share of clips with a right class among their k highest scores; -inf is no score.
-
-    Args:
-        scores: [N, K].
-        labels: [N] class indices, or [N, K], where any of a clip's labels is right; clips without
-            any label are left out.
-        k: at most K; of tied scores the lower class index comes first.
-        known: [N, K]; a class that is not known for a clip is not among its scores.
-    """
-    if labels.ndim == 1:
-        labels = torch.nn.functional.one_hot(labels.long(), scores.shape[1])
-    scores, positive = checked_labels(scores, labels, known)
-    keep = positive.any(1).nonzero().flatten()
-    part = None if known is None else known[keep]
-    return float(_within_top(scores[keep], positive[keep], (k,), part))
-
-
-def _within_top(
-    scores: Tensor, positive: Tensor, most: Sequence[int], known: Tensor | None
-) -> Tensor:
-    """`topk_accuracy` for several k of clips that all have a label; NaN where there is none."""
-    scores = scores if known is None else scores.masked_fill(known == 0, -torch.inf)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    right = (positive & (scores != -torch.inf)).gather(1, order)
-    return torch.stack([right[:, :k].any(1).double().mean() for k in most])
-
-
-def multilabel_accuracy(
-    scores: Tensor,
-    labels: Tensor,
-    threshold: float = 0.5,
-    *,
-    logits: bool = False,
-    known: Tensor | None = None,
-) -> float:
-    """Share of (clip, class) pairs judged right: 1 - Hamming loss.
-
-    Sparse labels make it high for a scorer that says no to everything: print it beside
-    `all_negative_accuracy`.
-
-    Args:
-        scores: [N, K] probabilities, or logits where `logits` is set.
-        labels: [N, K].
-        threshold: a probability above it is a yes.
-        logits: apply a sigmoid first.
-        known: [N, K].
-
-    Raises:
-        UsageError: values outside 0 to 1 that were not called logits.
-    """
-    scores, positive = checked_labels(scores, labels, known)
-    if logits:
-        return float(_rightly_judged(scores.sigmoid(), positive, threshold, known))
-    if scores.numel() and not bool(((scores >= 0) & (scores <= 1)).all()):
-        raise UsageError(
-            f"multilabel_accuracy: expected probabilities, found values from {float(scores.min())} "
-            f"to {float(scores.max())}; pass logits=True for logits"
-        )
-    return float(_rightly_judged(scores, positive, threshold, known))
-
-
-def _rightly_judged(
-    scores: Tensor, positive: Tensor, threshold: float, known: Tensor | None
-) -> Tensor:
-    """`multilabel_accuracy` of probabilities, 0-dimensional."""
-    return _known_mean((scores > threshold) == positive, known)
-
-
-def all_negative_accuracy(labels: Tensor, known: Tensor | None = None) -> float:
-    """`multilabel_accuracy` of a scorer that says no to everything."""
-    return float(_known_mean(labels == 0, known))
-
-
-def _known_mean(right: Tensor, known: Tensor | None) -> Tensor:
-    """The share of pairs that are right, of those that are known; NaN where there is none."""
-    if known is None:
-        return right.double().mean()
-    counted = known != 0
-    return (right & counted).double().sum() / counted.double().sum()
-
-
-def chance_map(labels: Tensor, known: Tensor | None = None) -> float:
-    """Expected `mean_average_precision` of a random order without ties.
-
-    For R positives among N rows the expected AP is ((R - 1) / (N - 1) (N - H_N) + H_N) / N with
-    H_N the N-th harmonic number: a little above the share R / N. Of each class only the known rows
-    count.
-    """
-    keep = labelled(labels, known).nonzero().flatten()
-    positive = labels != 0 if known is None else (labels != 0) & (known != 0)
-    part = None if known is None else known[keep]
-    rows, found = brought({"both": _counts(positive[keep], part)})["both"]
-    return _chance(rows, found)
-
-
-def _counts(positive: Tensor, known: Tensor | None) -> Tensor:
-    """Known clips, and known positive ones, of each class [2, K]."""
-    counted = torch.ones_like(positive) if known is None else known != 0
-    return torch.stack([counted.double().sum(0), positive.double().sum(0)])
-
-
-def _chance(rows: Tensor, found: Tensor) -> float:
-    """`chance_map` of R = `found` [K] among N = `rows` [K], on the CPU."""
-    rows, found = rows[found > 0], found[found > 0]
-    if not len(found):
-        return float("nan")
-    steps = 1.0 / torch.arange(1, int(rows.max()) + 1, dtype=torch.float64)
-    harmonic = steps.cumsum(0)[rows.long() - 1]
-    spread = (found - 1) / (rows - 1).clamp(min=1) * (rows - harmonic)
-    return float(((spread + harmonic) / rows).mean())
 
 
 def harmonic_mean(a: float, b: float) -> float:
@@ -222,9 +117,9 @@ def metrics_and_classes(
     if task == "multilabel":
         positive = fitting_labels(scores, labels, known)
         likely = logits.sigmoid()
-        numbers["accuracy"] = _rightly_judged(likely, positive, 0.5, known)
+        numbers["accuracy"] = accuracy_tensor(likely, positive, 0.5, known)
         numbers["f1"] = f1_tensor(likely > 0.5, positive, known)
-        numbers["accuracy_all_negative"] = _known_mean(labels == 0, known)
+        numbers["accuracy_all_negative"] = known_share(labels == 0, known)
     found = brought(numbers)
     result = _result(found, scores, labels, known)
     names = ("accuracy", "accuracy_all_negative")
@@ -268,8 +163,8 @@ def _numbers(scores: Tensor, labels: Tensor, known: Tensor | None) -> dict[str, 
         "micro": class_tensor(ranked.reshape(-1, 1), right.reshape(-1, 1), column),
         "official": official_tensor(ranked, right, known=part),
         "charades": charades_tensor(scores, positive, known),
-        "top": _within_top(ranked, right, (1, 5), part),
-        "counts": _counts(right, part),
+        "top": topk_tensor(ranked, right, (1, 5), part),
+        "counts": class_counts(right, part),
         "kept": scores.new_full((), len(keep), dtype=torch.float64),
         "nan": scores.isnan().sum(),
     }
@@ -296,7 +191,7 @@ def _result(
         "map_micro": float(found["micro"][0]),
         "map_official": float(found["official"]),
         "map_charades": float(MeanAP(found["charades"], kept, len(labels) - kept)),
-        "map_chance": _chance(rows, positives),
+        "map_chance": chance_of_counts(rows, positives),
         "top1": float(found["top"][0]),
         "top5": float(found["top"][1]),
         "classes_scored": macro.classes_scored,
