@@ -26,6 +26,7 @@ from msq.errors import UsageError, VideoError
 from msq.extract.encode import encode_clip
 from msq.head.intervals import merged
 from msq.head.predict import Head, load_head
+from msq.head.predict_features import encoded_clips
 from msq.head.predict_windows import Window, Windows
 from msq.report.prediction_rows import _Sheet
 from msq.report.predictions import prediction_exit_code
@@ -143,7 +144,9 @@ def test_a_window_equals_the_part_encoded_by_itself(head: Head, media: Any) -> N
         for part in item["segments"]:
             start = part.get("shown_since", part["start"])
             alone = encode_clip(media(name), encoders, start, part["end"]).features
-            expected = head._scored(head._features_of([alone]), head._asked(None, None))[0]
+            expected = head._scored(
+                encoded_clips(head.meta, [alone], head.device), head._asked(None, None)
+            )[0]
             assert "error" not in part
             assert scores(part) == pytest.approx(scores({"predictions": expected}), abs=1e-5)
 

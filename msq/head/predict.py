@@ -12,10 +12,11 @@ from torch import Tensor
 from msq.errors import UsageError
 from msq.head.checkpoint import load_model
 from msq.head.evaluate import probabilities, require_same_making, score
-from msq.head.features import Features, StoreLike, load_features
+from msq.head.features import Features, StoreLike
 from msq.head.model import MSQNet
 from msq.head.predict_best import ALL, Best
-from msq.head.predict_labels import Asked, asked_labels, templates_of, unknown_words
+from msq.head.predict_features import encoded_clips, rows_of_store
+from msq.head.predict_labels import Asked, asked_labels, unknown_words
 from msq.head.predict_videos import predict_videos
 from msq.head.predict_windows import Progress, Score, Windows, scored_windows
 from msq.head.run_encoders import RunEncoders
@@ -132,7 +133,7 @@ class Head:
             raise UsageError("windows in time (every=) are cut from videos: expected video files "
                              "or folders of frames, found features")  # fmt: skip
         else:
-            features = what if isinstance(what, Features) else self._rows(what, store)
+            features = what if isinstance(what, Features) else rows_of_store(self.meta, what, store)
             require_same_making(self.meta, features, self.name)
             scored = self._scored(features.to(self.device), asked, best)
             results = [
@@ -259,52 +260,13 @@ class Head:
             found.append(best.of([{"label": name, "score": value} for name, value in pairs]))
         return found
 
-    def _rows(self, rows: Any, store: StoreLike | None) -> Features:
-        if store is None:
-            raise UsageError("predict: row numbers need store=, an open feature store")
-        specs = self.meta["encoders"]
-        video, image, text = (specs.get(k, {}).get("slug") for k in ("video", "image", "text"))
-        prompt = self._prompt_in(store, text)
-        features = load_features(store, video, image, text, prompt, view=self.meta["view"])
-        ids = list(store.clips)
-        wanted = [ids[int(row)] for row in rows]
-        place = {clip: row for row, clip in enumerate(features.ids)}
-        missing = [clip for clip in wanted if clip not in place]
-        if missing:
-            raise UsageError(f"store of {store.name}: {len(missing)} of the rows asked for have no "
-                             f"features, the first is {missing[0]!r}")  # fmt: skip
-        return features.select(rows=torch.tensor([place[clip] for clip in wanted]))
-
-    def _prompt_in(self, store: StoreLike, text: str | None) -> str | None:
-        """Name of the run's own prompt in a store that may hold several."""
-        if text is None or not hasattr(store, "templates") or not hasattr(store, "prompts"):
-            return None
-        own = templates_of(self.meta["prompt"] or "{}")
-        names = [name for name in store.prompts(text) if list(store.templates(text, name)) == own]
-        return names[0] if names else None
-
     def _score(self, asked: Asked, best: Best) -> Score:
         """What scores the labels for features of videos."""
-        return lambda outputs: self._scored(self._features_of(outputs), asked, best)
+        return lambda outputs: self._scored(
+            encoded_clips(self.meta, outputs, self.device), asked, best
+        )
 
     def _towers(self) -> list[Any]:
         """The encoders of videos that the head needs."""
         kinds = ["video"] if self.model.fuse_image is None else ["video", "image"]
         return [self.encoders[kind] for kind in kinds]
-
-    def _features_of(self, outputs: Sequence[Sequence[Tensor]]) -> Features:
-        """Clips, of which there may be none, each [S, D'] and, with an image encoder, [D'']."""
-        n, k = len(outputs), len(self.classes)
-        spec = self.meta["encoders"]["video"]
-        empty = torch.zeros(0, spec["tokens"], spec["channels"], device=self.device)
-        fused = n > 0 and len(outputs[0]) > 1
-        return Features(
-            name=self.meta["dataset"],
-            task=self.meta["task"],
-            classes=self.classes,
-            ids=tuple(str(i) for i in range(n)),
-            splits=("test",) * n,
-            tokens=torch.stack([x[0] for x in outputs]).to(self.device) if n else empty,
-            labels=torch.zeros(n, k, dtype=torch.uint8, device=self.device),
-            image=torch.stack([x[1] for x in outputs]).to(self.device) if fused else None,
-        )
