@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from msq.config import HeadConfig
 from msq.errors import UsageError
-from msq.head.model import MSQNet, sincos
+from msq.head.model import MSQNet
+from msq.head.position_code import sincos
 
 QUERIES = ("vanilla", "text", "multimodal")
 CLASSIFIERS = ("per-class", "shared", "text")

@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msq.bench.cases import Side
 from msq.bench.runner import interleaved
-from msq.head.model import MSQNet, sincos
+from msq.head.model import MSQNet
 from msq.head.official import to_official
+from msq.head.position_code import sincos
 
 Step = Callable[[], object]
 

@@ -15,8 +15,6 @@ the authors' code computes; `msq.head.official` reads and writes their parameter
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +23,11 @@ from torch import Tensor, nn
 
 from msq.config import HeadConfig
 from msq.errors import UsageError
+from msq.head.classifiers import make_classifier
 from msq.head.layers import LAYER_NORM_EPS, DecoderLayer, EncoderLayer
 from msq.head.masks import Masks, Part, Site
+from msq.head.position_code import MOST_CODED_TOKENS, position_code
 from msq.head.start import initialise, random_rows
-
-MOST_CODED_TOKENS = 2000  # the authors' position code is this long
 
 
 class MSQNet(nn.Module):
@@ -72,24 +70,7 @@ class MSQNet(nn.Module):
     ) -> None:
         super().__init__()
         vanilla = config.queries == "vanilla"
-        if text is None and (not vanilla or config.classifier == "text"):
-            raise UsageError(
-                f"queries={config.queries!r} with classifier={config.classifier!r} needs text "
-                f"embeddings of the {classes} classes, found none; extract with a text encoder, "
-                "or use queries='vanilla' with classifier 'per-class' or 'shared'"
-            )
-        if text is not None and text.shape[0] != classes:
-            raise UsageError(f"text: expected {classes} rows, one per class, found {len(text)}")
-        if config.queries == "multimodal" and image_width is None:
-            raise UsageError(
-                "queries='multimodal' needs image features, found none; extract with an image "
-                "encoder, or use queries='text'"
-            )
-        width = config.width or (token_width if text is None else text.shape[1])
-        if width % config.heads:
-            fits = [h for h in range(1, min(width, 64) + 1) if width % h == 0]
-            raise UsageError(f"head.heads: expected a divisor of width {width} {fits}, "
-                             f"found {config.heads}")  # fmt: skip
+        width = _checked_width(config, classes, token_width, image_width, text)
         self.config, self.width, self.classes, self.seed = config, width, classes, seed
 
         uses_text = text is not None and (not vanilla or config.classifier == "text")
@@ -124,7 +105,7 @@ class MSQNet(nn.Module):
         )
         self.layers = nn.ModuleList(DecoderLayer(*shape) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.classifier = _classifier(config.classifier, classes, width, text)
+        self.classifier = make_classifier(config.classifier, classes, width, text)
         initialise(self, seed)
 
     @classmethod
@@ -284,78 +265,30 @@ class MSQNet(nn.Module):
         return start + self.offset[row] * known, position, *self.classifier(text, trained)
 
 
-class PerClass(nn.Module):
-    """Eq. 7: a weight vector and a bias for each trained class."""
+def _checked_width(
+    config: HeadConfig, classes: int, tokens: int, image: int | None, text: Tensor | None
+) -> int:
+    """The width D of a head, once all is there that it needs.
 
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(classes, width))
-        self.bias = nn.Parameter(torch.empty(classes))
-
-    def forward(self, text: Tensor | None, trained: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weight [K, D] and bias [K]; `trained` [K'] picks rows, and must not hold -1."""
-        if trained is None:
-            return self.weight, self.bias
-        if bool((trained < 0).any()):
-            raise UsageError(
-                f"{int((trained < 0).sum())} of the {len(trained)} classes were never trained, and "
-                "classifier 'per-class' has no weights for them; train with --classifier shared "
-                "or --classifier text"
-            )
-        return self.weight[trained], self.bias[trained]
-
-
-class Shared(nn.Module):
-    """One weight vector and one bias for all classes: only the query tells them apart."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, width))
-        self.bias = nn.Parameter(torch.empty(1))
-
-    def forward(self, text: Tensor | None, trained: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weight [1, D] and bias [1], whatever the classes are."""
-        return self.weight, self.bias
-
-
-class FromText(nn.Module):
-    """The weight vector of a class is an affine function of its text embedding; one bias."""
-
-    def __init__(self, text_width: int, width: int) -> None:
-        super().__init__()
-        self.generate = nn.Linear(text_width, width)
-        self.bias = nn.Parameter(torch.empty(1))
-
-    def forward(self, text: Tensor | None, trained: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weight [K, D] from `text` [K, D_text], and bias [1]."""
-        assert text is not None  # the constructor of MSQNet and its forward saw to it
-        return self.generate(text), self.bias
-
-
-def _classifier(kind: str, classes: int, width: int, text: Tensor | None) -> nn.Module:
-    if kind == "per-class":
-        return PerClass(classes, width)
-    if kind == "shared":
-        return Shared(width)
-    assert text is not None
-    return FromText(text.shape[1], width)
-
-
-def sincos(tokens: int, width: int) -> Tensor:
-    """The fixed position code [S, D]: sines in the even channels, cosines in the odd ones.
-
-    The wavelengths run from 2 pi to 10000 * 2 pi, as in the first Transformer.
+    Raises:
+        UsageError: see `MSQNet`.
     """
-    place = torch.arange(tokens, dtype=torch.float64)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
-    code = torch.zeros(tokens, width, dtype=torch.float64)
-    code[:, 0::2] = torch.sin(place * rate)
-    code[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
-    return code
-
-
-@functools.lru_cache(maxsize=32)
-def position_code(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`sincos` where it is needed, made once; an ordinary tensor whatever mode asks first."""
-    with torch.inference_mode(False):
-        return sincos(tokens, width).to(device, dtype)
+    if text is None and (config.queries != "vanilla" or config.classifier == "text"):
+        raise UsageError(
+            f"queries={config.queries!r} with classifier={config.classifier!r} needs text "
+            f"embeddings of the {classes} classes, found none; extract with a text encoder, "
+            "or use queries='vanilla' with classifier 'per-class' or 'shared'"
+        )
+    if text is not None and text.shape[0] != classes:
+        raise UsageError(f"text: expected {classes} rows, one per class, found {len(text)}")
+    if config.queries == "multimodal" and image is None:
+        raise UsageError(
+            "queries='multimodal' needs image features, found none; extract with an image "
+            "encoder, or use queries='text'"
+        )
+    width = config.width or (tokens if text is None else text.shape[1])
+    if width % config.heads:
+        fits = [h for h in range(1, min(width, 64) + 1) if width % h == 0]
+        raise UsageError(f"head.heads: expected a divisor of width {width} {fits}, "
+                         f"found {config.heads}")  # fmt: skip
+    return width

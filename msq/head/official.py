@@ -25,8 +25,9 @@ from torch import Tensor
 
 from msq.config import HeadConfig
 from msq.errors import WeightsError
-from msq.head.model import MSQNet, sincos
+from msq.head.model import MSQNet
 from msq.head.official_names import STACKS, transformer_names
+from msq.head.position_code import sincos
 
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _ENCODERS = re.compile(

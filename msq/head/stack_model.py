@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from msq.errors import UsageError
 from msq.head.layers import LAYER_NORM_EPS
 from msq.head.masks import Part, Site
-from msq.head.model import MSQNet, position_code
+from msq.head.model import MSQNet
+from msq.head.position_code import position_code
 from msq.head.stack_masks import StackedMasks, row_shape
 from msq.head.stack_parameters import StackedParameters
 
