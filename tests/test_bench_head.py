@@ -20,6 +20,7 @@ from msq.cli import main
 from msq.head.flops import step_flops
 from msq.head.masks import CountedMasks
 from msq.head.packed import PackedHead
+from msq.head.packed_layers import PackedLayers
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -82,12 +83,12 @@ def test_other_ways_of_writing_the_head_compute_the_same(official: bool) -> None
 def test_the_gate_of_the_head_sees_a_wrong_packed_head(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Shape(7, 4, 0.1, quick=True)
     assert agreement(shape, "cpu", "fp32").ok
-    right = PackedHead._ffn_block
+    right = PackedLayers.ffn_block
 
     def wrong(self, x, name, masks):  # type: ignore[no-untyped-def]
         return right(self, x, name, masks) * (1 + 1e-6)
 
-    monkeypatch.setattr(PackedHead, "_ffn_block", wrong)
+    monkeypatch.setattr(PackedLayers, "ffn_block", wrong)
     assert not agreement(shape, "cpu", "fp32").ok
 
 

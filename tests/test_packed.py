@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from msq import config as configuration
 from msq.config import HeadConfig, RunConfig
 from msq.errors import MsqError, SpecMismatch, UsageError
-from msq.head import absorbed, packed
+from msq.head import absorbed, packed_layers
 from msq.head.absorbed import absorbed_attention, absorbing_pays
 from msq.head.checkpoint import load_model, load_state, save_state
 from msq.head.evaluate import score
@@ -27,8 +27,9 @@ from msq.head.loss import head_loss
 from msq.head.masks import Masks, Part
 from msq.head.model import MSQNet
 from msq.head.optim import build_optimiser
-from msq.head.packed import PackedHead, flat_parameters, pack, packed_groups, unpack
+from msq.head.packed import PackedHead
 from msq.head.packed_choice import StepChoice, bf16_is_native, choose_step
+from msq.head.packed_parameters import flat_parameters, pack, packed_groups, unpack
 from msq.head.train import Training, train_head
 
 QUERIES = ("vanilla", "text", "multimodal")
@@ -319,9 +320,9 @@ def test_the_table_is_what_chooses_between_the_two_forms(monkeypatch: pytest.Mon
         return True
 
     calls: list[int] = []
-    own = packed.absorbed_attention
-    monkeypatch.setattr(packed, "absorbing_pays", pays)
-    monkeypatch.setattr(packed, "absorbed_attention", lambda *a: calls.append(1) or own(*a))
+    own = packed_layers.absorbed_attention
+    monkeypatch.setattr(packed_layers, "absorbing_pays", pays)
+    monkeypatch.setattr(packed_layers, "absorbed_attention", lambda *a: calls.append(1) or own(*a))
     PackedHead(model)(tokens, image)
     assert asked == [(K, S, "cpu", "fp32")]
     assert len(calls) == 2

@@ -26,10 +26,12 @@ from msq.head.kernel_choice import (
 )
 from msq.head.masks import LayerMasks, Masks, Part, Site
 from msq.head.model import MSQNet
-from msq.head.packed import PackedHead, flat_parameters
+from msq.head.packed import PackedHead
 from msq.head.packed_blocks import CrossAttend, DropAddNorm, FeedForward, SelfAttend, split_heads
 from msq.head.packed_choice import StepChoice
 from msq.head.packed_kernels import OPS, KernelBlocks
+from msq.head.packed_layers import PackedLayers
+from msq.head.packed_parameters import flat_parameters
 from msq.head.train import train_head
 from msq.kernels import dispatch
 from msq.kernels.cross_attention import columns
@@ -332,9 +334,9 @@ def test_choice_and_reasons_are_logged_stored_and_taken_again(
         "msq.head.train.choose_step", lambda *_: StepChoice("packed", "fp32", "", "absorbed")
     )
     forms = []
-    own = PackedHead._cross_form
+    own = PackedLayers.cross_form
     monkeypatch.setattr(
-        PackedHead, "_cross_form",
+        PackedLayers, "cross_form",
         lambda self, *a: forms.append((self.absorb, (f := own(self, *a)).__name__)) or f,
     )  # fmt: skip
     done = train_head(features(), config, tmp_path / "run")

@@ -16,7 +16,8 @@ from msq.head.checkpoint import load_model, load_state
 from msq.head.loss import head_loss
 from msq.head.masks import Masks
 from msq.head.model import MSQNet
-from msq.head.packed import PackedHead, flat_parameters
+from msq.head.packed import PackedHead
+from msq.head.packed_parameters import flat_parameters
 from msq.head.train import Training, train_head
 
 toys: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_train.py")))

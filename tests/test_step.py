@@ -31,8 +31,9 @@ from msq.head.masks import CountedMasks, Masks, Part, Site, step_masks
 from msq.head.metrics import mean_average_precision
 from msq.head.model import MSQNet
 from msq.head.optim import build_optimiser
-from msq.head.packed import PackedHead, flat_parameters
+from msq.head.packed import PackedHead
 from msq.head.packed_choice import StepChoice, choose_step
+from msq.head.packed_parameters import flat_parameters
 from msq.head.ranking import labelled, macro_ap
 from msq.head.schedule import learning_rate
 from msq.head.stack_training import StackedTraining

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msq.head.model import MSQNet
-from msq.head.packed import pack
+from msq.head.packed_parameters import pack
 
 
 class CleanDecoder(nn.Module):

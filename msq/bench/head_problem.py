@@ -15,7 +15,8 @@ from msq.head.flops import step_flops
 from msq.head.loss import head_loss
 from msq.head.masks import CountedMasks, Masks, drop_rate, step_masks
 from msq.head.model import MSQNet
-from msq.head.packed import PackedHead, flat_parameters
+from msq.head.packed import PackedHead
+from msq.head.packed_parameters import flat_parameters
 
 GATE_CLIPS = 4
 FLOAT64_TOLERANCE = 1e-10

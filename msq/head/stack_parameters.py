@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msq.head.flat import ALIGNED
 from msq.head.model import MSQNet
-from msq.head.packed import packed_groups
+from msq.head.packed_parameters import packed_groups
 
 
 class StackedParameters:
@@ -66,7 +66,7 @@ class StackedParameters:
         """A parameter of all heads, [G, ...], by its plain or packed name.
 
         Args:
-            name: of a parameter, or of a group in `msq.head.packed.packed_groups`.
+            name: of a parameter, or of a group in `msq.head.packed_parameters.packed_groups`.
             low: in the lower precision, where there is one.
         """
         low = low and self.low is not None

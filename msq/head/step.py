@@ -19,8 +19,9 @@ from msq.head.loss import head_loss
 from msq.head.masks import CountedMasks, Masks, drop_rate, step_masks
 from msq.head.model import MSQNet
 from msq.head.optim import WeightAverage, build_optimiser
-from msq.head.packed import PackedHead, flat_parameters
+from msq.head.packed import PackedHead
 from msq.head.packed_choice import StepChoice
+from msq.head.packed_parameters import flat_parameters
 from msq.head.schedule import learning_rate
 
 
