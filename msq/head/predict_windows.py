@@ -92,7 +92,8 @@ class Windows:
         if count > _MOST:
             raise UsageError(
                 f"--every {self.every:g}: expected at most {_MOST} windows, found {count} in "
-                f"{last:.0f} s of video; let them begin less often"
+                f"{last:.0f} s of video; let them begin less often (or remux the video, where it "
+                "is not that long)"
             )
         for k in range(count):
             start = round(k * self.every, _DIGITS)
@@ -120,7 +121,8 @@ def scored_windows(
         progress: told of windows done, of how many, and the video's name.
 
     Yields:
-        Per window `start`, `end` (seconds; None where the video has no times) and `predictions`;
+        Per window `start`, `end` (seconds; None where the video cannot be cut: it has no times, or
+        there would be too many windows, and then nothing follows) and `predictions`;
         `error` where it has none; `degraded` where the video is damaged; `shown_since` where no
         frame begins in the window, and the one before it was taken.
     """
@@ -132,7 +134,12 @@ def scored_windows(
                   "frame rate by --fps)")  # fmt: skip
         yield {"start": 0.0, "end": None, "predictions": [], "error": reason}
         return
-    listed = windows.of(video.times)
+    try:
+        listed = windows.of(video.times)
+    except UsageError as error:  # of this video: others may be shorter
+        reason = f"{video.path}: {error}"
+        yield {"start": 0.0, "end": None, "predictions": [], "error": reason}
+        return
     cuts = [Cut(w.start if w.since is None else w.since, w.end) for w in listed]
     done, following = 0, 0
     early: dict[int, dict[str, Any]] = {}  # done, and wait for windows before them

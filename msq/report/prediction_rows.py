@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from msq.errors import UsageError, VideoError
 from msq.report import terminal
@@ -22,6 +18,7 @@ from msq.report.predictions import (
     say_troubles,
     say_unknown,
 )
+from msq.report.row_file import RowFile, Rows, rows_into
 
 if TYPE_CHECKING:
     from msq.head.predict import Head
@@ -89,6 +86,7 @@ def write_predictions(
 
     Raises:
         UsageError: an unknown format, or windows and thresholds that cannot be.
+        OSError: the disk is full; rows before stay, and none is there in part.
     """
     from msq.head.predict_videos import clip_names
     from msq.head.predict_windows import Windows
@@ -101,7 +99,7 @@ def write_predictions(
     say_unknown(head.unknown_words(others) if others else ())
     count = _Count()
     with (
-        _opened(out) as file,
+        rows_into(out) as file,
         terminal.progress("windows", quiet=quiet or wanted.every is None) as update,
     ):
         sheet = _Sheet(file, kind)
@@ -209,29 +207,10 @@ def _kind(out: Path | None, kind: str | None) -> str:
     return kind or ending
 
 
-@contextmanager
-def _opened(out: Path | None) -> Iterator[TextIO]:
-    """The file, with all that is in it, or stdout.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    if out is None:
-        yield sys.stdout
-        return
-    try:
-        file = out.open("a", encoding="utf-8", newline="")
-    except OSError as error:
-        raise UsageError(f"--out {out}: expected a file that can be written: "
-                         f"{error.strerror}") from None  # fmt: skip
-    with file:
-        yield file
-
-
 class _Sheet:
     """Rows in a file; what it held before is there until the first window is done."""
 
-    def __init__(self, file: TextIO, kind: str) -> None:
+    def __init__(self, file: Rows, kind: str) -> None:
         self._file, self._begun = file, False
         self._table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         self._csv = kind == "csv"
@@ -246,11 +225,10 @@ class _Sheet:
         if self._begun:
             return
         self._begun = True
-        if self._file is not sys.stdout and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-            self._file.truncate(0)
+        if isinstance(self._file, RowFile):
+            self._file.begin()
         if self._csv:
             self._table.writeheader()
-            self._file.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One row, at once."""
@@ -259,4 +237,3 @@ class _Sheet:
         else:
             known = {k: None if x != x else x for k, x in row.items()}  # NaN, as in --json
             self._file.write(json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
