@@ -30,7 +30,8 @@ from msq.head.event_file import EventFile, event_files
 from msq.head.features import Features, load_features
 from msq.head.stack_engine import train_stacked
 from msq.head.train import train_head
-from msq.head.trials import Job, Trial
+from msq.head.trial import Trial
+from msq.head.trials import Job
 
 HERE = Path(__file__)
 stores = SimpleNamespace(**runpy.run_path(str(HERE.with_name("sweep_stores.py"))))

@@ -22,8 +22,7 @@ from msq.head.grid import plan_grid, run_grid
 from msq.head.grid_file import parse_grid, preset_names, preset_text, read_grid
 from msq.head.grid_stores import build_request, extraction_source, text_names
 from msq.head.model import MSQNet
-from msq.head.sweep import outcomes_of, summary
-from msq.head.sweep_plan import read_plan
+from msq.head.sweep_plan import outcomes_of, read_plan, summary
 from msq.head.sweep_results import baselines, lines
 from msq.report.sweeps import exit_code
 

@@ -17,9 +17,8 @@ import pytest
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import UsageError
-from msq.head.sweep import outcomes_of
-from msq.head.sweep_plan import Plan, read_plan, write_outcome, write_plan
-from msq.head.trials import Trial
+from msq.head.sweep_plan import Plan, outcomes_of, read_plan, write_outcome, write_plan
+from msq.head.trial import Trial
 from msq.report import terminal
 from msq.report.sweeps import conclude
 from msq.report.table_formats import cells, csv_text, document, escape, latex, markdown

@@ -16,9 +16,9 @@ import pytest
 from msq import config as configuration
 from msq.config import RunConfig
 from msq.extract.store import open_store
-from msq.head.checkpoint import write_json
 from msq.head.end_to_end import train_end_to_end
 from msq.head.features import load_features
+from msq.head.json_file import write_json
 from msq.head.partitions import merged
 from msq.head.train import train_head
 from msq.report.page import curves

@@ -23,7 +23,7 @@ from msq.extract.store import open_store
 from msq.head import trials
 from msq.head.class_splits import ClassSplit, class_split
 from msq.head.features import Features, load_features
-from msq.head.sweep import Loaded, do_group, prepare, summary, work
+from msq.head.sweep import Loaded, do_group, prepare, work
 from msq.head.sweep_claims import at_work, claim
 from msq.head.sweep_plan import (
     Plan,
@@ -31,11 +31,12 @@ from msq.head.sweep_plan import (
     outcome_path,
     read_outcome,
     read_plan,
+    summary,
     write_outcome,
 )
 from msq.head.sweep_results import chosen, early_stopping, lines, spread
 from msq.head.sweep_workers import run_sweep, run_workers
-from msq.head.trials import Trial
+from msq.head.trial import Trial
 from msq.head.zeroshot import Variant, plan_zero_shot, run_in_memory, zero_shot
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))

@@ -14,14 +14,8 @@ from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import UsageError
 from msq.extract.store import open_store
-from msq.head.actors import (
-    ActorSplit,
-    actor_features,
-    actor_split,
-    evaluate_actors,
-    leave_one_out,
-    read_actors,
-)
+from msq.head.actor_scores import actor_features, evaluate_actors
+from msq.head.actors import ActorSplit, actor_split, leave_one_out, read_actors
 from msq.head.class_split_files import class_split_from_list
 from msq.head.class_splits import ClassSplit
 from msq.head.features import Features, load_features

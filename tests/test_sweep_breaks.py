@@ -17,9 +17,9 @@ from msq.extract.store import open_store
 from msq.head import trials
 from msq.head.device_errors import DeviceFailed
 from msq.head.features import Features, load_features
-from msq.head.sweep import Loaded, do_group, prepare, summary, work
+from msq.head.sweep import Loaded, do_group, prepare, work
 from msq.head.sweep_breaks import breaks_path
-from msq.head.sweep_plan import Plan, Source, read_outcome, run_path
+from msq.head.sweep_plan import Plan, Source, read_outcome, run_path, summary
 from msq.head.sweep_workers import run_sweep
 from msq.head.train import train_head
 from msq.head.zeroshot import Variant, plan_zero_shot

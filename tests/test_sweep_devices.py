@@ -19,9 +19,9 @@ from msq.extract.store import open_store
 from msq.head import sweep_dask, trials
 from msq.head.device_errors import DeviceFailed, is_of_device
 from msq.head.features import Features, load_features
-from msq.head.sweep import prepare, summary, work
+from msq.head.sweep import prepare, work
 from msq.head.sweep_dask import run_dask
-from msq.head.sweep_plan import Plan, Source, read_outcome, run_path
+from msq.head.sweep_plan import Plan, Source, read_outcome, run_path, summary
 from msq.head.sweep_workers import run_sweep
 from msq.head.zeroshot import Variant, plan_zero_shot
 from msq.report.sweeps import conclude, thread_count

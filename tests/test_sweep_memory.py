@@ -20,7 +20,8 @@ from msq.head.run import RunResult
 from msq.head.stack_engine import KEPT, _begin
 from msq.head.stack_training import StackedTraining
 from msq.head.sweep_plan import Plan, Source
-from msq.head.trials import Job, Trial, train_at_once, train_sequentially
+from msq.head.trial import Trial
+from msq.head.trials import Job, train_at_once, train_sequentially
 
 
 def world(clips: int = 60, classes: int = 9, tokens: int = 4, width: int = 12) -> Features:

@@ -10,7 +10,8 @@ import torch
 
 from msq import config as configuration
 from msq.config import RunConfig
-from msq.head.actors import ActorSplit, evaluate_actors
+from msq.head.actor_scores import evaluate_actors
+from msq.head.actors import ActorSplit
 from msq.head.checkpoint import load_state, save_state
 from msq.head.evaluate import score
 from msq.head.features import Features
@@ -19,7 +20,8 @@ from msq.head.stack_training import StackedTraining
 from msq.head.sweep_plan import Plan
 from msq.head.train import train_head
 from msq.head.training import Training
-from msq.head.trials import Job, Trial, train_at_once, train_sequentially
+from msq.head.trial import Trial
+from msq.head.trials import Job, train_at_once, train_sequentially
 from msq.head.zeroshot import run_in_memory
 from msq.protocol import FIXED
 from msq.report.tables import sweep_table

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from msq import cli, whole_file
-from msq.head.checkpoint import load_state, save_state, write_atomic
+from msq.head.checkpoint import load_state, save_state
+from msq.head.json_file import write_atomic
 from msq.head.train import train_head
 from msq.report import terminal
 from msq.report.reports import report

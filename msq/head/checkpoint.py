@@ -1,11 +1,10 @@
-"""The files of a run: written under a temporary name, synced and renamed; nothing is pickled."""
+"""The files of a run that hold tensors: written whole or not at all; nothing is pickled."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # torch raises it; nothing is unpickled
@@ -20,36 +19,10 @@ from torch import Tensor
 from msq.config import HeadConfig
 from msq.errors import MsqError, UsageError
 from msq.head.features import Features
+from msq.head.json_file import jsonable, write_atomic
 from msq.head.model import MSQNet
-from msq.whole_file import write_whole
 
 FORMAT = 1  # of head.safetensors
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash there is the old one or the new one, never a part.
-
-    Raises:
-        OSError: naming `path`, such as a full disk; the old file stays, and nothing else is left.
-    """
-    write_whole(path, [content])
-
-
-def jsonable(value: Any) -> Any:
-    """Plain JSON values: tuples become lists, paths text, numbers that are not finite null."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON document, atomically."""
-    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
 
 
 def save_head(path: Path, model: MSQNet, features: Features, protocol: str) -> None:

@@ -12,8 +12,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from msq.errors import UsageError
 
 
@@ -67,6 +65,8 @@ def class_split(classes: Sequence[str], seen_share: float, seed: int) -> ClassSp
     Raises:
         UsageError: a share that leaves one side empty.
     """
+    import torch  # whose generator draws; what only reads splits does without
+
     count = _seen_count(classes, seen_share)
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
     seen = {classes[k] for k in order[:count]}

@@ -7,8 +7,8 @@ from typing import Any
 
 from msq import config as configuration
 from msq.head.checkpoint import save_head, save_predictions
-from msq.head.checkpoint import write_json as write_result
 from msq.head.evaluate import measure, probabilities
+from msq.head.json_file import write_json as write_result
 from msq.head.run import RunDirectory
 from msq.head.training import Training
 

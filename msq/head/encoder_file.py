@@ -29,7 +29,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from msq.errors import UsageError
-from msq.head.checkpoint import jsonable, write_atomic
+from msq.head.json_file import jsonable, write_atomic
 
 if TYPE_CHECKING:
     from msq.extract.encoders import EncoderSpec, VideoEncoder

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msq.errors import MsqError, UsageError
-from msq.head.checkpoint import write_atomic
+from msq.head.json_file import write_atomic
 from msq.head.metrics import ranking_metrics
 from msq.head.segments import segment_metrics
 

@@ -29,7 +29,8 @@ from msq.head.sweep import prepare
 from msq.head.sweep_claims import claim
 from msq.head.sweep_plan import Plan, Source, outcome_path, write_outcome
 from msq.head.sweep_workers import run_sweep
-from msq.head.trials import Trial, failure
+from msq.head.trial import Trial
+from msq.head.trials import failure
 from msq.head.zeroshot import zero_shot_classifier
 
 # Where the features of a combination are, the class names where they matter, and whether there are

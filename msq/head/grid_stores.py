@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msq.errors import MsqError, UsageError
-from msq.head.checkpoint import write_json
+from msq.head.json_file import write_json
 from msq.head.sweep_plan import Plan, Source
 
 if TYPE_CHECKING:

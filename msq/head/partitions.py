@@ -17,9 +17,9 @@ import torch
 
 from msq.config import RunConfig
 from msq.errors import UsageError
-from msq.head.checkpoint import write_json
 from msq.head.evaluate import evaluate_run
 from msq.head.features import StoreLike, configured_features
+from msq.head.json_file import write_json
 from msq.head.run import RunDirectory, clip_counts
 from msq.head.run_result import read_result
 from msq.head.train import train_head

@@ -20,9 +20,9 @@ from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import SpecMismatch, UsageError
 from msq.head.batches import Batches
-from msq.head.checkpoint import jsonable, write_atomic, write_json
 from msq.head.event_file import EventFile, event_files, require_tensorboard
 from msq.head.features import Features
+from msq.head.json_file import jsonable, write_atomic, write_json
 from msq.head.model import MSQNet
 from msq.head.packed_choice import StepChoice
 from msq.head.run_result import read_result

@@ -27,7 +27,8 @@ from msq.head.stack_training import StackedTraining
 from msq.head.sweep import Load, load_source
 from msq.head.sweep_plan import Plan
 from msq.head.training import Training
-from msq.head.trials import Trial, shown
+from msq.head.trial import Trial
+from msq.head.trials import shown
 
 SIZES = (4, 8, 16)  # heads, tried on a GPU
 STEPS = 10  # timed

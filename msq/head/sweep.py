@@ -9,7 +9,7 @@ take up what it left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from msq.head.sweep_plan import (
     write_outcome,
     write_plan,
 )
-from msq.head.trials import Resident, Trial, failure, run_group
+from msq.head.trial import Trial
+from msq.head.trials import Resident, failure, run_group
 
 # Called after each trial with `event, done, total, id, name, outcome`.
 SweepProgress = Callable[[dict[str, Any]], None]
@@ -268,27 +269,3 @@ def _outcomes(
         raise DeviceFailed(f"{failed}; {note_breaks(folder, trials, cause)}") from error
     loaded.broke = False
     return outcomes
-
-
-def summary(folder: Path, plan: Plan) -> dict[str, Any]:
-    """`trials, done, failed, pending` (counts) and `failures[{id, name, error}]`."""
-    outcomes = {trial.id: read_outcome(folder, trial.id) for trial in plan.trials}
-    failures = [
-        {"id": trial.id, "name": trial.name(), "error": outcome["error"]}
-        for trial in plan.trials
-        if (outcome := outcomes[trial.id]) is not None and outcome["status"] == "failed"
-    ]
-    done = sum(one is not None and one["status"] == "done" for one in outcomes.values())
-    return {
-        "trials": len(plan.trials),
-        "done": done,
-        "failed": len(failures),
-        "pending": len(plan.trials) - done - len(failures),
-        "failures": failures,
-    }
-
-
-def outcomes_of(folder: Path, plan: Plan) -> Mapping[str, dict[str, Any]]:
-    """Id -> outcome of the trials that are done."""
-    found = ((trial.id, read_outcome(folder, trial.id)) for trial in plan.trials)
-    return {key: one for key, one in found if one is not None and one["status"] == "done"}

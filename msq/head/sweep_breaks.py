@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msq.errors import MsqError
-from msq.head.checkpoint import write_json
+from msq.head.json_file import write_json
 from msq.head.sweep_plan import outcome_path, write_outcome
-from msq.head.trials import Trial, failure
+from msq.head.trial import Trial
+from msq.head.trials import failure
 
 BREAKS = 3  # as many as deaths of workers
 

@@ -17,10 +17,11 @@ import torch
 
 from msq.config import RunConfig
 from msq.head.features import Features
-from msq.head.sweep import Load, load_source, outcomes_of
-from msq.head.sweep_plan import Plan, read_outcome
+from msq.head.sweep import Load, load_source
+from msq.head.sweep_plan import Plan, outcomes_of, read_outcome
 from msq.head.train import split_rows, train_head
-from msq.head.trials import Trial, shown
+from msq.head.trial import Trial
+from msq.head.trials import shown
 
 STEPS, BATCH = 3, 16
 FORWARD_SHARE = 1 / 3  # of a training step: the backward pass costs two forward passes

@@ -20,13 +20,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msq.config import FeatureConfig
 from msq.errors import UsageError
-from msq.head.checkpoint import write_json
-from msq.head.features import Features
-from msq.head.trials import Trial
+from msq.head.json_file import write_json
+from msq.head.trial import Trial
+
+if TYPE_CHECKING:  # a plan and its outcomes are read without torch
+    from msq.head.features import Features
 
 FORMAT = 1
 
@@ -198,3 +200,27 @@ def write_outcome(folder: Path, outcome: Mapping[str, Any]) -> None:
     path = outcome_path(folder, str(outcome["id"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, outcome)
+
+
+def summary(folder: Path, plan: Plan) -> dict[str, Any]:
+    """`trials, done, failed, pending` (counts) and `failures[{id, name, error}]`."""
+    outcomes = {trial.id: read_outcome(folder, trial.id) for trial in plan.trials}
+    failures = [
+        {"id": trial.id, "name": trial.name(), "error": outcome["error"]}
+        for trial in plan.trials
+        if (outcome := outcomes[trial.id]) is not None and outcome["status"] == "failed"
+    ]
+    done = sum(one is not None and one["status"] == "done" for one in outcomes.values())
+    return {
+        "trials": len(plan.trials),
+        "done": done,
+        "failed": len(failures),
+        "pending": len(plan.trials) - done - len(failures),
+        "failures": failures,
+    }
+
+
+def outcomes_of(folder: Path, plan: Plan) -> Mapping[str, dict[str, Any]]:
+    """Id -> outcome of the trials that are done."""
+    found = ((trial.id, read_outcome(folder, trial.id)) for trial in plan.trials)
+    return {key: one for key, one in found if one is not None and one["status"] == "done"}

@@ -16,7 +16,7 @@ from typing import Any
 from msq import config as configuration
 from msq.errors import UsageError
 from msq.head.sweep_plan import Plan
-from msq.head.trials import Trial
+from msq.head.trial import Trial
 
 Outcomes = Mapping[str, Mapping[str, Any]]
 CLIP = "CLIP similarity"

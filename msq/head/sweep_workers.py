@@ -18,10 +18,10 @@ from typing import Any
 
 from msq.errors import MsqError
 from msq.head.device_errors import DeviceFailed
-from msq.head.sweep import SweepProgress, summary, work
+from msq.head.sweep import SweepProgress, work
 from msq.head.sweep_claims import at_work, claimed, owner
 from msq.head.sweep_dask import run_dask
-from msq.head.sweep_plan import Plan, outcome_path, read_plan, write_outcome
+from msq.head.sweep_plan import Plan, outcome_path, read_plan, summary, write_outcome
 from msq.head.sweep_progress import Teller
 from msq.head.trials import failure
 

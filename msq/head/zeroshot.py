@@ -20,16 +20,17 @@ from msq import config as configuration
 from msq.config import Classifier, Queries, RunConfig
 from msq.errors import MsqError, UsageError
 from msq.head.actors import ActorSplit
-from msq.head.checkpoint import jsonable
 from msq.head.class_splits import ClassSplit, class_split, drawn_splits
 from msq.head.features import Features
+from msq.head.json_file import jsonable
 from msq.head.split_scores import evaluate_split, seen_features
 from msq.head.split_shares import seen_percent, whole
-from msq.head.sweep import SweepProgress, outcomes_of, prepare, work
-from msq.head.sweep_plan import Plan, Source
+from msq.head.sweep import SweepProgress, prepare, work
+from msq.head.sweep_plan import Plan, Source, outcomes_of
 from msq.head.sweep_results import spread
 from msq.head.train import Progress
-from msq.head.trials import Resident, Trial, run_group
+from msq.head.trial import Trial
+from msq.head.trials import Resident, run_group
 from msq.head.zeroshot_results import zero_shot_results
 
 __all__ = [

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msq.head.grid_stores import extraction_records
-from msq.head.sweep import summary
-from msq.head.sweep_plan import read_plan
+from msq.head.sweep_plan import read_plan, summary
 from msq.report import page, terminal
 from msq.report.run_files import RunFiles, read_run
 from msq.report.scores import METRICS

@@ -112,7 +112,7 @@ def conclude(
     Raises:
         MsqError: no trial is done.
     """
-    from msq.head.sweep import outcomes_of
+    from msq.head.sweep_plan import outcomes_of
     from msq.head.sweep_results import early_stopping
     from msq.head.zeroshot_results import zero_shot_results
     from msq.report.table_formats import csv_text, document, markdown

@@ -246,8 +246,7 @@ def load_table(path: Path, metrics: Sequence[str] = ()) -> Table:
     Raises:
         UsageError: neither of them is there, or a metric that it does not have.
     """
-    from msq.head.sweep import outcomes_of
-    from msq.head.sweep_plan import read_plan
+    from msq.head.sweep_plan import outcomes_of, read_plan
 
     if (path / "plan.json").exists():
         plan = read_plan(path)
