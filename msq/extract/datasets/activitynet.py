@@ -13,7 +13,8 @@ unlabelled.
 
 Oddities: `string_times` (segments written as strings), `end_past_length` (cut at the video's
 length), `start_past_length` and `reversed` (left out), `repeated` (left out), `double_labelled`,
-`ambiguous` (label `Ambiguous`, left out), `malformed` (left out), `without_segments` (videos).
+`ambiguous` (label `Ambiguous`, left out), `malformed` (left out), `without_segments` (videos),
+`in_two_splits` (a video that an earlier file has in another split: left out here).
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ _VIDEOS = (
 
 @dataclass
 class _Video:
-    """One video of an annotation: the split, what is known of it, its (label, start, end)."""
+    """One video of an annotation: the split, the file, its film, its (label, start, end)."""
 
     split: Split
+    file: Path
     film: Film
     segments: list[tuple[str, float, float]] = field(default_factory=list)
 
@@ -75,11 +77,26 @@ class _Video:
 @dataclass
 class _Found:
     videos: dict[str, _Video] = field(default_factory=dict)
+    entries: int = 0  # of videos, those that were left out again included
     ids: dict[str, int] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=list)
     regular: Skipped = field(default_factory=list)
     kept: Skipped = field(default_factory=list)
     oddities: Counter[str] = field(default_factory=Counter)
+
+    def video(self, name: str, split: Split, file: Path, film: Film, item: str) -> _Video | None:
+        """The video of an entry or line; None where it is in another split, which `item` says."""
+        self.entries += 1
+        first = self.videos.setdefault(name, _Video(split, file, film))
+        if first.split == split:
+            return first
+        there = "" if first.file == file else f"in {first.file.name} "
+        self.oddities["in_two_splits"] += 1
+        self.skipped.append(
+            (item, f"{file.name}: video {name} is in split {split} here and {there}in "
+             f"{first.split}; it can be in one of them")
+        )  # fmt: skip
+        return None
 
 
 def read_activitynet(root: Path, **options: str) -> Dataset:
@@ -101,12 +118,12 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
     fps = positive(NAME, options, "fps")
     found = _Found()
     for file in _files(root, options.get("annotations", "")):
-        before = len(found.videos)
+        before = found.entries
         if file.suffix.lower() == ".json":
             _read_json(file, subset, found)
         else:
             _read_csv(file, subset, found)
-        if len(found.videos) == before:
+        if found.entries == before:
             raise DatasetError(f"{file}: expected videos with annotations, found none")
     named = resolve(root, options["classes"]) if options.get("classes") else None
     keep = options.get("policy") == "keep"
@@ -198,7 +215,9 @@ def _read_json(file: Path, subset: str, found: _Found) -> None:
             _number(entry, "duration", "duration_second") or math.inf,
             _number(entry, "rfps", "fps"),
         )
-        video = found.videos.setdefault(name, _Video(split, film))
+        video = found.video(name, split, file, film, name)
+        if video is None:
+            continue
         for annotation in entry.get("annotations", []):
             _add(annotation, name, video, file, found)
 
@@ -265,7 +284,9 @@ def _read_csv(file: Path, subset: str, found: _Found) -> None:
         name = row.get("video", "")
         split = _split("", subset, file, name)
         assert split is not None
-        video = found.videos.setdefault(name, _Video(split, Film()))
+        video = found.video(name, split, file, Film(), f"{file.name} line {number}")
+        if video is None:
+            continue
         try:
             annotation = {"segment": (float(row["start"]), float(row["end"])), "label": row["type"]}
         except (KeyError, ValueError):
