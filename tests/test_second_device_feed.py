@@ -27,7 +27,7 @@ from msq.head.evaluate import evaluate_run, score
 from msq.head.features import Features
 from msq.head.predict import load_head
 from msq.head.schedule import learning_rate
-from msq.head.stream import StreamedTokens
+from msq.head.stream import StreamedTokens, waiting_bytes
 from msq.head.train import train_head
 from msq.head.training import Training
 from msq.head.zeroshot import evaluate_split, seen_features
@@ -109,6 +109,10 @@ def test_batches_from_disk_do_not_pile_up_on_the_device(
         found.append(training.step - last[0])  # that may not have run
     assert len(found) > 6
     assert max(found) == 3
+    # So many batches lie there as they are stored, which is what the estimate of memory counts; of
+    # float32 ones the step computes with one of them.
+    assert waiting_bytes(torch.float16, torch.float32, "cuda") == max(found) * 2
+    assert waiting_bytes(torch.float32, torch.float32, "cuda") == (max(found) - 1) * 4
 
 
 def test_copies_beside_the_steps_share_a_stream(

@@ -19,7 +19,7 @@ from msq.head.ensemble import ensemble_scores
 from msq.head.export import write_charades_submission
 from msq.head.features import Features, StoreLike, choose_partition, configured_features
 from msq.head.finite import bad_rows, refuse_clips
-from msq.head.memory import StepShape, scoring_batch
+from msq.head.memory import StepShape, scoring_batch, waiting
 from msq.head.metrics import (
     labelled,
     metrics_and_classes,
@@ -93,6 +93,7 @@ def _scored(
         layers=config.layers,
         encoder_layers=config.encoder_layers,
         heads=config.heads,
+        waiting=waiting(features.tokens, features.labels.device),
     )
 
 

@@ -15,8 +15,8 @@ bf16); a step keeps for its backward pass, in bytes:
 
 and for a moment the larger of e (M F + 4 M D) and what attention needs (packed: 4 e B H K^2, half
 of it without dropout; plain: e B H K^2, or nothing), one bit for each decision of dropout, 8 M D
-for the classifier, the batch, and the gradients of the P parameters, 4 P (2 P packed in bf16). Two
-moments of the optimiser and the best weights so far make 12 P more, from the first epoch on. A
+for the classifier, the batch, what of streamed tokens waits beside it, and the gradients of the P
+parameters, 4 P (2 P packed in bf16). Two moments of the optimiser and the best weights so far make 12 P more, from the first epoch on. A
 kernel for the self-attention keeps no probabilities: then the terms with K^2 fall away.
 
 Against what was allocated on a CPU, over shapes with many and few classes, both versions of the
@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from msq.errors import UsageError
+from msq.head.stream import StreamedTokens, waiting_bytes
 
 if TYPE_CHECKING:
     from msq.config import RunConfig
@@ -106,6 +107,8 @@ class StepShape:
         path: `packed`, `plain`, or `stacked` for one of several heads at once.
         precision: `fp32` or `bf16`.
         fused: whether a kernel does the self-attention of the queries.
+        waiting: bytes of each number of tokens that batches take beside the one of the step:
+            streamed ones come ahead (`stream.waiting_bytes`), others do not.
     """
 
     batch: int
@@ -121,10 +124,17 @@ class StepShape:
     path: str = "packed"
     precision: str = "fp32"
     fused: bool = False
+    waiting: int = 0
 
     @classmethod
-    def of(cls, features: Features, config: RunConfig, choice: StepChoice) -> StepShape:
-        """Of a run."""
+    def of(
+        cls,
+        features: Features,
+        config: RunConfig,
+        choice: StepChoice,
+        device: str | torch.device = "cpu",
+    ) -> StepShape:
+        """Of a run on a device."""
         head, text = config.head, features.text
         token_width = features.tokens.shape[-1]
         width = head.width or (token_width if text is None else text.shape[1])
@@ -142,6 +152,7 @@ class StepShape:
             path=choice.path,
             precision=choice.precision,
             fused="self_attention" in choice.ops,
+            waiting=waiting(features.tokens, device),
         )
 
     @property
@@ -174,7 +185,7 @@ def step_bytes(shape: StepShape) -> int:
     element = 2 if low else 4
     numbers = shape.layers * kept + shape.encoder_layers * encoder + max(moment, mf + 4 * md)
     bits = shape.layers * (square + cross + 3 * md + mf) // 8 if shape.dropout else 0
-    batch = 4 * b * s * (shape.token_width + d) + 8 * md
+    batch = b * s * ((4 + shape.waiting) * shape.token_width + 4 * d) + 8 * md
     gradients = (2 if low and shape.path == "packed" else 4) * shape.parameters
     return element * numbers + bits + batch + gradients
 
@@ -184,7 +195,25 @@ def scoring_bytes(shape: StepShape) -> int:
     rows = shape.batch * shape.classes
     pairs = shape.batch * shape.heads * shape.classes * max(shape.classes, shape.tokens)
     words = shape.batch * shape.tokens * (shape.token_width + 4 * shape.layers * shape.width)
-    return 4 * (rows * (7 * shape.width + shape.ffn) + 2 * pairs + words + shape.parameters // 3)
+    ahead = shape.waiting * shape.batch * shape.tokens * shape.token_width
+    numbers = rows * (7 * shape.width + shape.ffn) + 2 * pairs + words + shape.parameters // 3
+    return 4 * numbers + ahead
+
+
+def waiting(tokens: object, device: str | torch.device) -> int:
+    """Bytes of each number of tokens in batches beside that of the step; 0 where none come ahead.
+
+    Args:
+        tokens: as `Features` have them, on this device or still to be brought there.
+        device: to compute on.
+    """
+    device = torch.device(device)
+    if isinstance(tokens, StreamedTokens):
+        return tokens.waiting(torch.float32, device)
+    if not isinstance(tokens, torch.Tensor) or tokens.device.type == device.type:
+        return 0
+    streamed = device.type == "cuda" and not fits(tokens.nbytes, device)
+    return waiting_bytes(tokens.dtype, torch.float32, device) if streamed else 0
 
 
 def moving_bytes(features: Features, device: str | torch.device) -> int:

@@ -127,7 +127,8 @@ def _begin(place: int, job: Job, device: str) -> _Begun:
     choice = recorded_choice(job.run) or stacked_choice(job.config, device)
     directory = RunDirectory(job.run, job.config, job.features, choice=choice)
     training = Training(job.features.to(device), job.config, choice)
-    shape = dataclasses.replace(StepShape.of(job.features, job.config, choice), path="stacked")
+    shape = StepShape.of(job.features, job.config, choice, device)
+    shape = dataclasses.replace(shape, path="stacked")
     parameters = sum(p.numel() for p in training.parameters)
     return _Begun(place, directory, training, step_bytes(shape) + 4 * KEPT * parameters)
 

@@ -40,6 +40,26 @@ class _Reading(NamedTuple):
     parts: list[Future[None]]
 
 
+def waiting_bytes(stored: torch.dtype, dtype: torch.dtype, device: str | torch.device) -> int:
+    """Bytes of a device that streamed tokens take beside the batch that is computed with.
+
+    On a GPU lie the batch of the step that runs, as it is stored, and those of `_QUEUED` steps
+    behind it, and one is widened at a time. Elsewhere a batch is lent while `AHEAD` are read into
+    buffers of their own, as wide.
+
+    Args:
+        stored: dtype of what is read.
+        dtype: of the batch that is computed with.
+        device: where it is.
+
+    Returns:
+        Bytes for each number of a batch.
+    """
+    if torch.device(device).type != "cuda":
+        return AHEAD * dtype.itemsize
+    return (_QUEUED + (stored != dtype)) * stored.itemsize
+
+
 class StreamedTokens:
     """[N, S, D'] on disk.
 
@@ -92,6 +112,10 @@ class StreamedTokens:
     def nbytes(self) -> int:
         """Bytes of all rows on disk."""
         return self.shape.numel() * self._stored.itemsize
+
+    def waiting(self, dtype: torch.dtype, device: str | torch.device) -> int:
+        """Bytes of a device for each number of a batch in `dtype`; see `waiting_bytes`."""
+        return waiting_bytes(self._stored, dtype, device)
 
     def prefetch(self, rows: Tensor) -> None:
         """Begin to read rows [n] that will be asked for, unless they are under way.

@@ -72,7 +72,7 @@ def train_head(
         choice = choose_step(config.train, device, sizes, config.head.dropout)
     if overwrite or out is None or not (out / "result.json").exists():
         choice.require_device(device)
-        shape = StepShape.of(features, config, choice)
+        shape = StepShape.of(features, config, choice, device)
         require_room(shape, device, moving_bytes(features, device))
     directory = RunDirectory(out, config, features, overwrite, choice)
     stored = directory.finished()
