@@ -16,8 +16,9 @@ bf16); a step keeps for its backward pass, in bytes:
 and for a moment the larger of e (M F + 4 M D) and what attention needs (packed: 4 e B H K^2, half
 of it without dropout; plain: e B H K^2, or nothing), one bit for each decision of dropout, 8 M D
 for the classifier, the batch, what of streamed tokens waits beside it, and the gradients of the P
-parameters, 4 P (2 P packed in bf16). Two moments of the optimiser and the best weights so far make 12 P more, from the first epoch on. A
-kernel for the self-attention keeps no probabilities: then the terms with K^2 fall away.
+parameters, 4 P (2 P packed in bf16). Two moments of the optimiser and the best weights so far make
+12 P more, from the first epoch on. A kernel for the self-attention keeps no probabilities: then the
+terms with K^2 fall away.
 
 Against what was allocated on a CPU, over shapes with many and few classes, both versions of the
 head, both precisions, with dropout and without, this is 0.75 to 1.5 times as much
