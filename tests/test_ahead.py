@@ -19,8 +19,8 @@ def threads() -> list[str]:
 
 
 def until(true: Callable[[], bool]) -> bool:
-    """Whether it comes true within ten seconds."""
-    end = time.monotonic() + 10
+    """Whether it comes true; the ten minutes are there only to end."""
+    end = time.monotonic() + 600
     while not true() and time.monotonic() < end:
         time.sleep(0.005)
     return true()
@@ -91,7 +91,7 @@ def test_whoever_asks_no_more_ends_the_thread(error: Any) -> None:
         items = made_ahead(make, 2)
         try:
             for _ in items:
-                assert working.wait(10)
+                assert working.wait(600)
                 if error is not None:
                     raise error
                 break

@@ -143,7 +143,7 @@ def test_cuts_are_decoded_beside_the_encoder(
         def __call__(self, video: torch.Tensor) -> torch.Tensor:
             calls.append(threading.get_ident())
             ahead = min(8 * (len(calls) + 1), 64)
-            end = time.monotonic() + 10  # while a batch is encoded, the next one is decoded
+            end = time.monotonic() + 600  # while a batch is encoded, the next one is decoded
             while len(resized) < ahead and time.monotonic() < end:
                 time.sleep(0.005)
             assert ahead <= len(resized) <= ahead + 16  # and no more than the next two

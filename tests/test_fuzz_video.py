@@ -31,7 +31,8 @@ SCRIPT = Path(__file__).with_name("fuzz_video.py")
 CASES = int(os.environ.get("MSQ_FUZZ_CASES", "3600"))
 AT_ONCE = 1200  # cases of one process
 STORED = 160  # cases that also go through a whole run of stage one
-PATIENCE = 60  # seconds for one clip, which takes milliseconds
+PATIENCE = 300  # seconds for one clip, which takes milliseconds
+START = 900  # seconds until a process says its first word
 
 fakes = SimpleNamespace(**runpy.run_path(str(SCRIPT.with_name("fakes.py"))))
 
@@ -67,13 +68,15 @@ class Fuzzer:
 
     def events(self, patience: float) -> Iterator[dict[str, Any]]:
         """What it says; {"lost": ...} at the end where it died or took too long."""
+        limit = float(START)
         try:
-            while (line := self._lines.get(timeout=patience)) is not None:
+            while (line := self._lines.get(timeout=limit)) is not None:
+                limit = patience
                 yield json.loads(line)
             if self.process.wait() != 0:
                 yield {"lost": f"the process died with {self.process.returncode}"}
         except queue.Empty:
-            yield {"lost": f"no answer within {patience:g} s"}
+            yield {"lost": f"no answer within {limit:g} s"}
         finally:
             self.process.kill()
             self.process.wait()
@@ -161,11 +164,11 @@ for case in range(int(sys.argv[2]), int(sys.argv[3])):
 def test_the_fuzzer_sees_crashes_hangs_and_broken_promises(tmp_path: Path) -> None:
     script = tmp_path / "sick.py"
     script.write_text(SICK)
-    found, wrong = fuzz(tmp_path, 0, 6, script, patience=3)
+    found, wrong = fuzz(tmp_path, 0, 6, script, patience=8)
     assert sorted(found) == [0, 2, 4, 5]
     assert wrong == [
         "case 1 (sick): the process died with -11",
-        "case 3 (sick): no answer within 3 s",
+        "case 3 (sick): no answer within 8 s",
         "case 4 (sick): odd",
     ]
 

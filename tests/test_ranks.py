@@ -9,10 +9,8 @@ import pickle
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,22 +28,8 @@ from msq.head.ranks import ALONE, Ranks, joined, own_device
 HERE = Path(__file__)
 worker = SimpleNamespace(**runpy.run_path(str(HERE.with_name("ranks_worker.py"))))
 made = runpy.run_path(str(HERE.with_name("end_to_end_material.py")))
-encoders = runpy.run_path(str(HERE.with_name("encoder_fixtures.py")))
-QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def free_port(several: int = 1) -> int:
-    """A port that is free, and likely those after it."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port: int = found.getsockname()[1]
-    return min(port, 65535 - several)
-
-
-def environment(**changes: str) -> dict[str, str]:
-    outer = {k: v for k, v in os.environ.items() if k not in LAUNCHER}
-    return {**outer, **QUIET, "PYTHONPATH": str(HERE.parents[1]), **changes}
+trains = SimpleNamespace(**runpy.run_path(str(HERE.with_name("train_command.py"))))
+watched = SimpleNamespace(**runpy.run_path(str(HERE.with_name("watched_processes.py"))))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +47,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     ]
     other = dataclasses.replace(data, clips=tuple(clips))
     (folder / "broken.pickle").write_bytes(pickle.dumps((other, features)))
-    port, processes = free_port(8), []
+    port, processes = watched.free_ports(5), []  # one for each scenario
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         command = [sys.executable, str(HERE.with_name("ranks_worker.py")), str(folder), str(port)]
         processes.append(
-            subprocess.Popen(command, env=environment(**place, MASTER_ADDR="localhost"))
+            subprocess.Popen(command, env=trains.environment(**place, MASTER_ADDR="localhost"))
         )
     try:
         one = {
@@ -80,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
                 folder, ALONE, "one", *worker.DROPOUT, "backbone.accumulate=2"
             ),
         }
-        assert [process.wait(600) for process in processes] == [0, 0]
+        assert [process.wait(watched.PATIENCE) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
@@ -203,20 +187,9 @@ def test_another_number_of_ranks_is_refused(world: SimpleNamespace) -> None:
 
 @pytest.fixture
 def command(media: Any, tmp_path: Path) -> list[str]:
-    """`msq train` of eight tiny videos, with encoders in folders."""
-    rows = ["path,labels,split"]
-    for k in range(8):
-        media.encode(tmp_path / f"{k}.mp4", 10, size=(48, 32), gop=4, bframes=0, seed=k)
-        rows.append(f"{k}.mp4,{'run' if k % 3 else 'sit'},{'test' if k > 5 else 'train'}")
-    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
-    config = dataclasses.replace(encoders["TINY_TIMESFORMER"], image_size=(16, 16), width=32)
-    encoders["write_timesformer_folder"](tmp_path / "video", encoders["random_timesformer"](config))
-    tower = {**encoders["TINY_CLIP"]["vision_cfg"], "image_size": 16, "layers": 1}
-    encoders["write_clip_folder"](tmp_path / "clip", {**encoders["TINY_CLIP"], "vision_cfg": tower})
-    return ["train", str(tmp_path / "clips.csv"), "--video-encoder", f"local-dir:{tmp_path}/video",
-            "--image-encoder", f"local-dir:{tmp_path}/clip", "--device", "cpu", "--workers", "0",
-            "--epochs", "40", "--val", "0", "--json", "head.layers=1", "head.heads=2",
-            "head.ffn=32", "train.batch=4", "optim.warmup=0.5", "train.select=last"]  # fmt: skip
+    """`msq train` of eight tiny videos."""
+    asked = ["--epochs", "40", "--json", "train.batch=4", "optim.warmup=0.5", "train.select=last"]
+    return [*trains.train_command(media, tmp_path), *asked]
 
 
 def test_killed_ranks_of_torchrun_go_on_with_the_same_bits(
@@ -227,9 +200,8 @@ def test_killed_ranks_of_torchrun_go_on_with_the_same_bits(
 
     def started() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-             "2", "-m", "msq", *command, "--out", str(run)],
-            env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*trains.TORCHRUN, *command, "--out", str(run)],
+            env=trains.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def alone(*changes: str) -> int:
@@ -238,19 +210,20 @@ def test_killed_ranks_of_torchrun_go_on_with_the_same_bits(
         return int(stop.value.code or 0)
 
     killed = started()
-    while not (run / "state.pt").exists() and killed.poll() is None:
-        time.sleep(0.01)
+    assert watched.until((run / "state.pt").exists, killed), killed.communicate()
+    killed.send_signal(signal.SIGSTOP)  # it would end the second one itself, once the first is dead
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
-    said = killed.communicate(timeout=300)
+    killed.send_signal(signal.SIGCONT)
+    said = killed.communicate(timeout=watched.PATIENCE)
     assert len(children) == 2, said
     assert not (run / "result.json").exists(), said
     resumed = started()
     shutil.copytree(run / "towers.zarr", whole / "towers.zarr")
     assert alone("--out", str(whole), "backbone.accumulate=2") == 0
     expected = json.loads(capsys.readouterr().out)
-    out, err = resumed.communicate(timeout=300)
+    out, err = resumed.communicate(timeout=watched.PATIENCE)
     assert resumed.returncode == 0, err
     found = json.loads(out)  # of one process alone
     assert "resumed at step" in (run / "log.txt").read_text()

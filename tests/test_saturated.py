@@ -236,7 +236,7 @@ def test_pieces_of_an_arena_do_not_overlap_and_come_back() -> None:
 def test_commits_are_in_order_beside_the_caller_and_raise_there() -> None:
     ready, order = threading.Event(), []
     queue = Commits()
-    queue.submit(lambda: ready.wait(20) and order.append("first"))
+    queue.submit(lambda: ready.wait(600) and order.append("first"))
     queue.then(lambda: order.append("after first"))
     queue.poll()
     assert order == []
@@ -266,13 +266,13 @@ def test_a_shard_is_committed_while_the_next_is_encoded(
     def slow(self: StoreWriter, shard: int, *arguments: Any, **options: Any) -> int:
         if shard == 0:
             begun.set()
-            assert go_on.wait(60), "the next shard was not begun meanwhile"
+            assert go_on.wait(600), "the next shard was not begun meanwhile"
         return plain(self, shard, *arguments, **options)
 
     class Watching(fakes.FakeEncoder):  # type: ignore[misc,name-defined]
         def __call__(self, video: torch.Tensor) -> torch.Tensor:
             if len(self.calls) == 2:  # the first batch of shard 1
-                assert begun.wait(60)
+                assert begun.wait(600)
                 assert not list(tmp_path.rglob("status/fake-video/c/*/*"))
                 go_on.set()
             return super().__call__(video)
@@ -383,4 +383,6 @@ def test_encoders_get_all_cores_and_decode_processes_give_way(
     # Whatever the number of processes is: the same threads, hence the same bytes.
     assert set(threads) == {3}
     with decode_pool._Pool(1) as pool:
-        assert pool._executor.submit(os.nice, 0).result() == os.nice(0) + decode_pool.NICENESS
+        lowest = 19  # the system's own: these tests may give way to others themselves
+        expected = min(os.nice(0) + decode_pool.NICENESS, lowest)
+        assert pool._executor.submit(os.nice, 0).result() == expected

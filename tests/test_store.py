@@ -462,7 +462,7 @@ def test_a_second_writer_is_told_who_holds_the_store(tmp_path: Path) -> None:
             "import sys, pathlib, time\n"
             "from msq.extract.claims import claim_store\n"
             "with claim_store(pathlib.Path(sys.argv[1])):\n"
-            "    print('held', flush=True); time.sleep(60)\n",
+            "    print('held', flush=True); time.sleep(600)\n",
             str(store),
         ],
         stdout=subprocess.PIPE,

@@ -9,7 +9,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +39,7 @@ from msq.head.trial import Trial
 from msq.head.zeroshot import Variant, plan_zero_shot, run_in_memory, zero_shot
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
+watched = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("watched_processes.py"))))
 SMALL = ("--seen", "50", "--splits", "2", "--device", "cpu", "-q", *stores.HEAD)
 
 
@@ -75,13 +75,14 @@ def test_killed_with_9_and_resumed_and_through_dask_the_numbers_are_the_same(
     command = [sys.executable, "-m", "msq", "zero-shot", str(store), "--out", str(folder), *SMALL,
                *more]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--workers", "2"], env=environment)
-    while not list(folder.glob("trials/*/outcome.json")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    _wait_for_the_workers_to_end(folder)
+    last = read_plan(tmp_path / "whole").groups[-1][0]
+    with claim(folder, last) as mine:  # it cannot end before it is killed: one trial is another's
+        assert mine
+        process = subprocess.Popen([*command, "--workers", "2"], env=environment)
+        assert watched.until(lambda: any(folder.glob("trials/*/outcome.json")), process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert watched.until(lambda: _nobody_at(folder)), "workers outlived the killed command"
     before = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/outcome.json")}
     assert 0 < len(before) < 6
     assert not (folder / "results.json").exists()
@@ -94,14 +95,12 @@ def test_killed_with_9_and_resumed_and_through_dask_the_numbers_are_the_same(
     assert stores.numbers(tmp_path / "dask") == whole
 
 
-def _wait_for_the_workers_to_end(folder: Path) -> None:
-    for _ in range(600):
-        try:
-            with at_work(folder, alone=True):
-                return
-        except MsqError:
-            time.sleep(0.05)
-    raise AssertionError("workers outlived the command that was killed")
+def _nobody_at(folder: Path) -> bool:
+    try:
+        with at_work(folder, alone=True):
+            return True
+    except MsqError:
+        return False
 
 
 def test_the_plan_is_written_before_the_first_trial_and_says_everything(

@@ -184,14 +184,14 @@ def test_a_second_command_helps_the_first_to_make_a_store(tmp_path: Path) -> Non
     def extract() -> None:
         with first.joined() as member:
             at_it.set()
-            let_go.wait(120)
+            let_go.wait(600)
             first.fill(member)
             results.append(first.result(member))
 
     other = threading.Thread(target=extract)
     other.start()
     try:
-        assert at_it.wait(60)
+        assert at_it.wait(600)
         problems = make_stores(plan, [key])
     finally:
         let_go.set()

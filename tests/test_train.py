@@ -3,12 +3,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from msq.head.run_result import read_result
 from msq.head.schedule import learning_rate
 from msq.head.train import Training, split_rows, train_head
 
+watched = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("watched_processes.py"))))
 SMALL = ("head.layers=1", "head.heads=2", "head.ffn=32", "train.epochs=3", "train.batch=16")
 
 
@@ -165,37 +168,40 @@ def test_stopping_anywhere_and_going_on_gives_the_same_bits(
 
 
 VICTIM = """
-import sys
+import signal, sys
 from pathlib import Path
 import importlib.util
 spec = importlib.util.spec_from_file_location("test_train_module", sys.argv[1])
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+
+def told(event):
+    if event["epoch"] == int(sys.argv[3]):  # so that it is there to be killed, however late
+        signal.pause()
+
 module.train_head(module.toy(), module.small("train.epochs=40"), Path(sys.argv[2]),
-                  checkpoint_seconds=0.0)
+                  checkpoint_seconds=0.0, progress=told)
 """
 
 
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = small("train.epochs=40")
     train_head(toy(), config, tmp_path / "whole")
-    out, kills, moments = tmp_path / "killed", 0, []
+    out, moments = tmp_path / "killed", []
+    state = out / "state.pt"
     command = [sys.executable, "-c", VICTIM, __file__, str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for wait in (0.02, 0.11, 0.23):
-        victim = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        state = out / "state.pt"
+    for wait, last in ((0.02, "13"), (0.11, "26"), (0.23, "39")):
+        victim = subprocess.Popen([*command, last], env=environment, stderr=subprocess.PIPE)
         seen = state.stat().st_mtime_ns if state.exists() else 0
-        deadline = time.monotonic() + 120
-        while not state.exists() or state.stat().st_mtime_ns == seen:
-            assert victim.poll() is None, victim.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wrote = watched.until(
+            lambda seen=seen: state.exists() and state.stat().st_mtime_ns != seen, victim
+        )
+        assert wrote, victim.stderr.read()
         time.sleep(wait)
         victim.send_signal(signal.SIGKILL)
-        kills += victim.wait() == -signal.SIGKILL
+        assert victim.wait() == -signal.SIGKILL
         victim.stderr.close()
         moments.append(load_state(state)["step"])
-    assert kills >= 2, "the run ended before it could be killed: give it more epochs"
     assert moments == sorted(moments)
     threads = torch.get_num_threads()
     train_head(toy(), config, out)
