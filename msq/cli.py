@@ -139,20 +139,21 @@ def train_head(
 ) -> None:
     """Stage two: train a head on a feature store. Goes on with an unfinished run."""
     from msq.report import stage_two
+    from msq.run_settings import run_settings
 
-    settings = stage_two.settings(
+    settings = run_settings(
         config,
         overrides,
         {
-            "head.queries": queries,
-            "head.classifier": classifier,
-            "train.loss": loss,
-            "train.protocol": protocol,
-            "train.epochs": epochs,
-            "train.seed": seed,
-            "train.val": val,
-            "train.tensorboard": "true" if tensorboard else None,
-            "features.partition": partition,
+            "queries": queries,
+            "classifier": classifier,
+            "loss": loss,
+            "protocol": protocol,
+            "epochs": epochs,
+            "seed": seed,
+            "val": val,
+            "tensorboard": tensorboard or None,
+            "partition": partition,
         },
     )
     result = stage_two.train(store, settings, out, device=device, overwrite=overwrite, quiet=quiet)
@@ -197,6 +198,7 @@ def evaluate(
 ) -> None:
     """Score a trained head on a store, or a file of predictions, under every protocol's metrics."""
     from msq.extract.datasets.options import parse_options
+    from msq.head.on_store import evaluate_on_store
     from msq.report import stage_two
 
     if submission is not None:
@@ -217,9 +219,7 @@ def evaluate(
             "--dataset, --root, --option and --partition go with --submission FILE; a head is "
             "scored on the partition that it was trained on"
         )
-    if test_views is not None and ensemble is Ensemble.none:
-        raise UsageError("--test-views goes with --ensemble mean or max")
-    result = stage_two.evaluate(
+    result = evaluate_on_store(
         run,
         store,
         split,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from msq.choices import Classifier, TableFormat
 from msq.cli_options import Config, Json, Overrides, Quiet
 from msq.errors import UsageError
+from msq.zeroshot_options import ALL, SEEN, ZeroShotOptions, zero_shot_options
 
 SweepOut = Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/NAME by default.")]
 Devices = Annotated[
@@ -42,8 +42,10 @@ def zero_shot(
     store: Annotated[Path, typer.Argument(help="Feature store.")],
     overrides: Overrides = None,
     out: SweepOut = None,
-    seen: Annotated[str, typer.Option(help="Shares of seen classes: 50,75 or 10..90.")] = "50,75",
-    splits: Annotated[int, typer.Option(help="Random class splits for each share.", min=1)] = 10,
+    seen: Annotated[str, typer.Option(help="Shares of seen classes: 50,75 or 10..90.")] = SEEN,
+    splits: Annotated[
+        int, typer.Option(help="Random class splits for each share.", min=1)
+    ] = ZeroShotOptions.splits,
     split_dir: Annotated[
         Path | None,
         typer.Option(help="Folder with train/split_I.list and test/split_I.list, to use instead."),
@@ -60,7 +62,7 @@ def zero_shot(
     ] = None,
     train_actors: Annotated[str | None, typer.Option(help="Only these are trained on.")] = None,
     test_actors: Annotated[str | None, typer.Option(help="Only these are scored.")] = None,
-    queries: Annotated[str, typer.Option(help="vanilla, text, multimodal or all.")] = "all",
+    queries: Annotated[str, typer.Option(help="vanilla, text, multimodal or all.")] = ALL,
     prompts: Annotated[
         str | None, typer.Option(help="Prompts of the store to compare, or all.")
     ] = None,
@@ -92,41 +94,38 @@ def zero_shot(
     quiet: Quiet = False,
 ) -> None:
     """Train on some classes, score on classes never trained; mean ± std over class splits."""
-    from msq.head.stack_plan import choose_engine
-    from msq.head.sweep import prepare
-    from msq.report import stage_two, sweep_dry_run, sweeps, zero_shot
+    from msq.head.zeroshot_on_store import plan_on_store
+    from msq.report import sweep_dry_run, sweeps, terminal, zero_shot
+    from msq.run_settings import run_settings
 
-    options = {"train.epochs": epochs, "train.seed": seed, "train.patience": patience}
-    places = sweeps.devices(device)
-    count = workers or len(places)
-    planned = zero_shot.plan(
-        store,
-        stage_two.settings(config, overrides, options),
-        seen=seen,
-        splits=splits,
-        queries=queries,
-        classifier=None if classifier is None else classifier.value,
-        split_dir=split_dir,
-        class_order=class_order,
-        seen_classes=seen_classes,
-        actors=actors,
-        train_actors=train_actors,
-        test_actors=test_actors,
-        prompts=prompts,
-        text_encoders=text_encoders,
-        choose=choose or (),
-        threads=sweeps.thread_count(count, threads),
+    place = sweeps.Workplace.of(device, workers, threads, stack, scheduler)
+    asked = zero_shot_options(
+        {
+            "seen": seen,
+            "splits": splits,
+            "queries": queries,
+            "classifier": None if classifier is None else classifier.value,
+            "split_dir": split_dir,
+            "class_order": class_order,
+            "seen_classes": seen_classes,
+            "actors": actors,
+            "train_actors": train_actors,
+            "test_actors": test_actors,
+            "prompts": prompts,
+            "text_encoders": text_encoders,
+            "choose": choose,
+        }
     )
+    options = {"epochs": epochs, "seed": seed, "patience": patience}
+    settings = run_settings(config, overrides, options)
+    planned = plan_on_store(store, settings, asked, threads=place.threads, say=terminal.say)
     out = out or Path("runs") / f"{store.stem}-zero-shot"
     if dry_run:
-        sweep_dry_run.show(planned, out, count, places[0], retry_failed=retry_failed, json=json)
+        sweep_dry_run.show(
+            planned, out, place.workers, place.devices[0], retry_failed=retry_failed, json=json
+        )
         return
-    engine = functools.partial(choose_engine, heads=stack, device=places[0])
-    planned = prepare(out, planned, retry_failed=retry_failed, engine=engine)
-    summary = sweeps.follow(
-        planned, out, quiet=quiet, workers=count, devices=places, scheduler=scheduler
-    )
-    found = sweeps.conclude(out, planned, summary, zero_shot=True)
+    found = zero_shot.run(planned, out, place, retry_failed=retry_failed, quiet=quiet)
     zero_shot.show(found, out, json=json)
     raise typer.Exit(sweeps.exit_code(found))
 
@@ -155,7 +154,6 @@ def grid(
     """Train every combination of a grid file, of either stage; extracts each store once."""
     from msq.head.grid import plan_grid
     from msq.head.grid_file import read_grid
-    from msq.head.stack_plan import choose_engine
     from msq.report import grids, sweep_dry_run, sweeps, terminal
 
     if list_:
@@ -166,19 +164,18 @@ def grid(
     if show:
         grids.show_file(file, json=json)
         return
-    places = sweeps.devices(device)
-    count = workers or len(places)
+    place = sweeps.Workplace.of(device, workers, threads, stack, scheduler)
     asked = read_grid(file, overrides or ())
-    planned = plan_grid(asked, stores, sweeps.thread_count(count, threads), terminal.say)
+    planned = plan_grid(asked, stores, place.threads, terminal.say)
     out = out or Path("runs") / asked.name
     if dry_run:
-        sweep_dry_run.show(planned, out, count, places[0], retry_failed=retry_failed, json=json)
+        sweep_dry_run.show(
+            planned, out, place.workers, place.devices[0], retry_failed=retry_failed, json=json
+        )
         return
     found = grids.run(
-        planned, out, retry_failed=retry_failed, quiet=quiet,
-        engine=functools.partial(choose_engine, heads=stack, device=places[0]),
-        workers=count, devices=places, scheduler=scheduler,
-    )  # fmt: skip
+        planned, out, retry_failed=retry_failed, quiet=quiet, engine=place.engine, **place.how
+    )
     grids.show(found, out, json=json)
     raise typer.Exit(sweeps.exit_code(found))
 

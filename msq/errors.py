@@ -10,6 +10,10 @@ class MsqError(Exception):
     exit_code = 1
 
 
+class MsqWarning(UserWarning):
+    """What `msq.extract_features` and `msq.zero_shot` could not use, and went on without."""
+
+
 class UsageError(MsqError):
     """A path or an option that cannot be used as given (exit code 2)."""
 

@@ -7,7 +7,8 @@ import pytest
 from msq import config
 from msq.config import HeadConfig, RunConfig
 from msq.errors import UsageError
-from msq.report import end_to_end, stage_two
+from msq.report import end_to_end
+from msq.run_settings import run_settings
 
 
 def test_a_configuration_comes_back_from_toml_as_it_was(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_key_with_two_values_is_refused(override: str, message: str) -> None:
     options = {"head.queries": "vanilla", "train.seed": 3, "train.epochs": None}
     words = [override] if " = " in override else override.split()
     for settings in (
-        lambda: stage_two.settings(None, words, options),
+        lambda: run_settings(None, words, options),
         lambda: end_to_end.settings(None, words, options),
     ):
         with pytest.raises(UsageError, match=message):
@@ -94,10 +95,10 @@ def test_a_key_with_two_values_is_refused(override: str, message: str) -> None:
 
 def test_a_key_given_twice_with_one_value_is_taken_beside_the_others() -> None:
     options = {"head.queries": "vanilla", "train.epochs": 5, "train.tensorboard": None}
-    made = stage_two.settings(None, ["train.epochs=5", "optim.lr=1e-3", "optim.lr=0.001"], options)
+    made = run_settings(None, ["train.epochs=5", "optim.lr=1e-3", "optim.lr=0.001"], options)
     assert (made.head.queries, made.train.epochs, made.optim.lr) == ("vanilla", 5, 1e-3)
     with pytest.raises(UsageError, match=r"expected section\.key=value"):
-        stage_two.settings(None, ["head.queries"], {})
+        run_settings(None, ["head.queries"], {})
 
 
 def test_a_broken_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from msq.extract.datasets.registry import MODULES, find_adapter
 
 
 def named_clips(
-    what: str, root: Path | None, options: Mapping[str, str], *, store_hint: str
+    what: str, root: Path | None, options: Mapping[str, object], *, store_hint: str
 ) -> dict[str, Any]:
     """The fields of an `ExtractRequest` that say where the clips are: `manifest`, or `dataset`.
 

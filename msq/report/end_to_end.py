@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msq.report import stage_one, stage_two, terminal
 from msq.report.scores import metric_rows
+from msq.run_settings import assignments
 
 if TYPE_CHECKING:
     from msq.extract.train_request import TrainRequest
@@ -37,7 +38,7 @@ def settings(
     from msq.head.event_file import require_tensorboard
     from msq.head.inherited_head import inherited_settings
 
-    asked = stage_two.assignments(overrides, options)
+    asked = assignments(overrides, options)
     taken = [] if init_head is None else inherited_settings(init_head, file, asked)
     config = end_to_end_settings(file, [*taken, *asked])
     require_tensorboard(config.run.train.tensorboard)

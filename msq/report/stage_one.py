@@ -103,15 +103,8 @@ def show(result: ExtractResult, *, json: bool = False) -> None:
     What the dataset leaves out by its own rules is counted; `--json` lists it.
     """
     document = result.to_dict()
-    for warning in (*document["warnings"], *_unknown(document["unknown_words"])):
-        terminal.say(f"warning: {warning}")
-    for title, items in (
-        ("failed", document["failures"]),
-        ("degraded", document["degraded"]),
-        ("skipped", document["skipped_items"]),
-        ("kept", document["kept_items"]),
-    ):
-        _say_first(title, items)
+    for line in remarks(document):
+        terminal.say(line)
     if count := document.get("left_out"):
         first = item_line(document["left_out_items"][0])
         terminal.say(f"{count} left out by the dataset's own rules (all with --json): {first}, …")
@@ -131,6 +124,18 @@ def show(result: ExtractResult, *, json: bool = False) -> None:
     )
 
 
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """What went wrong and what else to know of an extraction, a line each; at most 20 of a kind."""
+    warned = (*document["warnings"], *_unknown(document["unknown_words"]))
+    return [
+        *(f"warning: {warning}" for warning in warned),
+        *_first("failed", document["failures"]),
+        *_first("degraded", document["degraded"]),
+        *_first("skipped", document["skipped_items"]),
+        *_first("kept", document["kept_items"]),
+    ]
+
+
 def _unknown(words: Mapping[str, Sequence[str]]) -> list[str]:
     """At most one line: which words of the classes mean nothing to the text encoder."""
     distinct = sorted({word for found in words.values() for word in found})
@@ -143,12 +148,12 @@ def _unknown(words: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def _say_first(title: str, items: Sequence[Any]) -> None:
-    """The first items on stderr, and how many more there are."""
-    for item in items[:SHOWN]:
-        terminal.say(f"{title}: {item_line(item)}")
+def _first(title: str, items: Sequence[Any]) -> list[str]:
+    """The first items in a line each, and how many more there are."""
+    lines = [f"{title}: {item_line(item)}" for item in items[:SHOWN]]
     if len(items) > SHOWN:
-        terminal.say(f"{title}: … and {len(items) - SHOWN} more (all of them with --json)")
+        lines.append(f"{title}: … and {len(items) - SHOWN} more (all of them with --json)")
+    return lines
 
 
 def item_line(item: Any) -> str:
@@ -176,7 +181,8 @@ def show_dry_run(request: ExtractRequest, *, json: bool = False) -> None:
 
     plan = dry_run(request)
     for title in ("skipped", "kept"):
-        _say_first(title, plan[f"{title}_items"])
+        for line in _first(title, plan[f"{title}_items"]):
+            terminal.say(line)
     if plan["enough"] is False:
         terminal.say("warning: the disk has less free space than the run will write")
     if json:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msq.config_values import toml_value
 from msq.errors import MsqError, UsageError
 from msq.extract.devices import resolve_device
 from msq.report import terminal
@@ -22,6 +23,58 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 NUMBERS = ("unseen", "transfer", "map", "top1")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Who works at a sweep, and where.
+
+    Attributes:
+        devices: worker i has `devices[i % len(devices)]`.
+        workers: processes; 1 trains in this one.
+        threads: of each.
+        stack: heads trained at once, at most; None leaves it to a measurement.
+        scheduler: of dask; None for none.
+    """
+
+    devices: Sequence[str]
+    workers: int
+    threads: int
+    stack: int | None = None
+    scheduler: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        device: str = "auto",
+        workers: int | None = None,
+        threads: int | None = None,
+        stack: int | None = None,
+        scheduler: str | None = None,
+    ) -> Workplace:
+        """What the options of a command come to; None is not asked for.
+
+        Raises:
+            UsageError: no device is named, one that is not there, or a number below 1.
+        """
+        for name, number in (("workers", workers), ("threads", threads), ("stack", stack)):
+            if number is not None and number < 1:
+                raise UsageError(f"--{name}: expected at least 1, found {number}")
+        places = devices(device)
+        count = workers or len(places)
+        return cls(places, count, thread_count(count, threads), stack, scheduler)
+
+    @property
+    def engine(self) -> Any:
+        """What chooses how many heads are trained at once."""
+        from msq.head.stack_plan import choose_engine
+
+        return functools.partial(choose_engine, heads=self.stack, device=self.devices[0])
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments of `run_sweep`."""
+        return {"workers": self.workers, "devices": self.devices, "scheduler": self.scheduler}
 
 
 def devices(names: str) -> list[str]:
@@ -44,42 +97,6 @@ def thread_count(workers: int, threads: int | None) -> int:
         return threads
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() else max(1, cores() // max(workers, 1))
-
-
-def choices(given: Sequence[str]) -> dict[str, list[Any]]:
-    """`optim.lr=1e-3,2e-3` -> key and values.
-
-    Raises:
-        UsageError: not of this form.
-    """
-    found = {}
-    for text in given:
-        key, equals, values = text.partition("=")
-        parts = [toml_value(x.strip()) for x in values.split(",") if x.strip()]
-        if not equals or not parts:
-            raise UsageError(f"--choose {text!r}: expected KEY=VALUE,VALUE,… such as "
-                             "optim.lr=1e-3,2e-3")  # fmt: skip
-        found[key.strip()] = parts
-    return found
-
-
-def shares(text: str) -> list[float]:
-    """`50,75` or `10..90` (in tens) -> percentages.
-
-    Raises:
-        UsageError: anything else.
-    """
-    low, dots, high = text.partition("..")
-    try:
-        if dots:
-            found = [float(x) for x in range(int(low), int(high) + 1, 10)]
-        else:
-            found = [float(x) for x in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(math.isfinite(x) for x in found):
-        raise UsageError(f"--seen {text!r}: expected percentages such as 50,75 or 10..90")
-    return found
 
 
 def trial_note(event: Mapping[str, Any]) -> str:
@@ -172,13 +189,19 @@ def show(found: Mapping[str, Any], out: Path) -> None:
 
 def say_failures(found: Mapping[str, Any]) -> None:
     """The first few failures on stderr, and what is missing in the stores that a grid made."""
-    for failure in found["failures"][:SHOWN]:
-        terminal.say(f"failed: {failure['name']} ({failure['id']}): {failure['error']}")
+    for line in failures_in(found):
+        terminal.say(line)
+    say_left_out(found.get("stores", {}))
+
+
+def failures_in(found: Mapping[str, Any]) -> list[str]:
+    """The first few trials that failed, a line each, and what to do about them."""
+    lines = [f"failed: {x['name']} ({x['id']}): {x['error']}" for x in found["failures"][:SHOWN]]
     if found["failed"]:
         more = found["failed"] - SHOWN
         rest = f"{more} more failed; " if more > 0 else ""
-        terminal.say(f"{rest}--retry-failed tries again")
-    say_left_out(found.get("stores", {}))
+        lines.append(f"{rest}--retry-failed tries again")
+    return lines
 
 
 def say_left_out(stores: Mapping[str, Mapping[str, Any]]) -> None:

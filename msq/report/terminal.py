@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -81,6 +81,20 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
             yield update
     else:
         yield _Lines(console, title)
+
+
+@contextmanager
+def late_progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
+    """As `progress`, begun with the first report: lines may be said before it."""
+    begun: list[Update] = []
+    with ExitStack() as stack:
+
+        def update(done: int, total: int, note: str = "") -> None:
+            if not begun:
+                begun.append(stack.enter_context(progress(title, quiet=quiet)))
+            begun[0](done, total, note)
+
+        yield update
 
 
 @contextmanager
