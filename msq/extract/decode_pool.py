@@ -27,6 +27,7 @@ from multiprocessing.connection import wait
 import torch
 
 from msq.errors import MsqError
+from msq.extract.cores import cores
 from msq.extract.decode_task import Decoded, DecodeTask, Picture, decode, without_paths
 from msq.extract.frame_arena import Address, FrameArena, attach, write
 
@@ -296,10 +297,3 @@ def multiplies_bf16() -> bool | None:
     found = {} if tell is None else tell()
     known = [found[name] for name in ("avx512_bf16", "amx_bf16") if name in found]
     return any(known) if known else None
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

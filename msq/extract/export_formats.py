@@ -9,16 +9,18 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from msq.errors import UsageError
 from msq.extract.atomic import write_file
 from msq.extract.store import FeatureStore
 from msq.extract.views import View
+
+if TYPE_CHECKING:  # a zip file of a store is written without it
+    import torch
 
 _PER_ROW, _PER_FILE = 256, 2**14  # bytes of an HDF5 file beside its numbers: index, ids, head
 
@@ -55,8 +57,9 @@ class Rows:
 
     def arrays(self) -> Iterator[tuple[list[int], NDArray[np.generic]]]:
         """The same in numpy; bfloat16, which numpy lacks, as float32, which holds it exactly."""
+        widened = self.store.store_dtype(self._encoder) == "bfloat16"
         for rows, values in self.parts():
-            plain = values.float() if values.dtype == torch.bfloat16 else values
+            plain = values.float() if widened else values
             yield rows, plain.numpy()
 
     @property

@@ -15,8 +15,8 @@ from msq.extract.encoders.spec import IMPORTED, EncoderSpec
 from msq.extract.feature_files import FeatureSource
 from msq.extract.feature_layout import Rate, cut_into, mean_of, to_tokens
 from msq.extract.feature_survey import ClipFeatures, Survey
-from msq.extract.shard_builder import to_disk
 from msq.extract.store_writer import Failure, ShardRows, StoreWriter
+from msq.extract.stored_numbers import to_disk
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from msq.extract.decode_pool import Decoded, Picture
 from msq.extract.device_batches import Arriving, Moment, Sender
 from msq.extract.encoders import ImageEncoder, VideoEncoder
 from msq.extract.store_records import Failure, ShardRows
+from msq.extract.stored_numbers import STORED, as_array
 from msq.extract.transforms import normalise
 from msq.extract.views import CLEAN, View
 
@@ -28,7 +29,6 @@ OnDegraded = Literal["keep", "skip", "fail"]
 FrameEncoder = VideoEncoder | ImageEncoder
 Part: TypeAlias = tuple[str, View]  # one encoder's features of one view
 Timed: TypeAlias = Callable[[str, int, float], None]  # encoder, frames, seconds
-_TORCH = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def encode(encoder: FrameEncoder, frames: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
@@ -56,16 +56,6 @@ def _forward(encoder: FrameEncoder, pixels: torch.Tensor) -> torch.Tensor:
 
 def _pooled(encoder: FrameEncoder, features: torch.Tensor) -> torch.Tensor:
     return features.mean(dim=1) if encoder.spec.kind == "image" else features
-
-
-def to_disk(features: torch.Tensor, store_dtype: str) -> NDArray[np.generic]:
-    """Float32 features in the dtype of the array on disk; bfloat16 as its bits, uint16."""
-    return _as_array(features.to(_TORCH[store_dtype]).cpu().contiguous())
-
-
-def _as_array(values: torch.Tensor) -> NDArray[np.generic]:
-    bits = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
-    return bits.numpy()
 
 
 def pictures_of(parts: Sequence[Part], encoders: Mapping[str, FrameEncoder]) -> tuple[Picture, ...]:
@@ -181,7 +171,7 @@ class ShardBuilder:
         if key not in sent:
             sender = self._senders.setdefault(device, Sender(device))
             sent[key] = sender.send([clip.frames[which] for clip in clips])
-        features, dtype = _forward(encoder, sent[key]), _TORCH[self._store_dtype]
+        features, dtype = _forward(encoder, sent[key]), STORED[self._store_dtype]
         arriving = Arriving(_pooled(encoder, features), dtype, began)
         frames = Arriving(features, dtype, began) if part[0] in self._image_frames else None
         self._arriving.append((part, clips, arriving, frames))
@@ -193,12 +183,12 @@ class ShardBuilder:
         fetched, finite, seconds = arriving.fetch()
         if self._timed is not None:
             self._timed(slug, len(clips) * self._encoders[slug].spec.frames, seconds)
-        rows, values = self.rows[part], _as_array(fetched)
+        rows, values = self.rows[part], as_array(fetched)
         made = [(f"features of {slug}", arriving, finite)]
         if frames is not None and rows.frames is not None:
             fetched, finite, _ = frames.fetch()
             made.append((f"features of each frame of {slug}", frames, finite))
-            rows.frames[[clip.row - self._first for clip in clips]] = _as_array(fetched)
+            rows.frames[[clip.row - self._first for clip in clips]] = as_array(fetched)
         for place, (clip, value) in enumerate(zip(clips, values, strict=True)):
             if (reason := self._overflow(made, place)) is not None:
                 self._mark(part, clip.row, schema.UNDECODABLE, reason, "")

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from msq.errors import SpecMismatch, StoreError, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.claims import claim_store
+from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.spec import EncoderSpec
 from msq.extract.location import is_archive, is_local
-from msq.extract.shard_builder import to_disk
 from msq.extract.store import FeatureStore
 from msq.extract.store_folder import StoreFolder
 from msq.extract.store_keys import with_attributes
 from msq.extract.store_problems import listed
 from msq.extract.store_records import Failure, ShardRows, read_batches, read_failures
 from msq.extract.store_writer import StoreWriter
-from msq.extract.stored_dataset import StoredDataset
+from msq.extract.stored_numbers import to_disk
 from msq.extract.views import View
 
 Progress = Callable[[dict[str, Any]], None]
@@ -52,9 +52,9 @@ def claim_target(out: Path) -> AbstractContextManager[None]:
 
 
 def copy_rows(
-    rows: Sequence[Row],
+    rows: Sequence[Row | None],
     out: Path,
-    dataset: StoredDataset,
+    dataset: Dataset,
     encoders: Sequence[str],
     *,
     store_dtype: schema.StoreDtype | None,
@@ -66,7 +66,8 @@ def copy_rows(
     """Write a store of rows of others; shards of it that are done already stay.
 
     Args:
-        rows: where each row comes from, in the order of `dataset`.
+        rows: where each row comes from, in the order of `dataset`; None where it is in no source.
+            Shards with such a row are left to `msq extract`.
         out: the new store, claimed.
         dataset: what it is of.
         encoders: names of the video and image encoders to copy.
@@ -82,7 +83,7 @@ def copy_rows(
     Raises:
         StoreError: a row cannot be read, or its numbers do not fit without rounding.
     """
-    first = rows[0].store
+    first = next(row.store for row in rows if row is not None)
     made = 0
     for slug in encoders:
         kind = "video" if slug in first.encoders("video") else "image"
@@ -106,15 +107,17 @@ def copy_rows(
             )
         for view in kept:
             for number in range(writer.shards):
-                if not writer.is_done(slug, number, view):
-                    made += _copy_shard(writer, rows, slug, kind, number, view, lossy)
+                here = [row for k in writer.rows(number) if (row := rows[k]) is not None]
+                whole = len(here) == len(writer.rows(number))
+                if whole and not writer.is_done(slug, number, view):
+                    made += _copy_shard(writer, here, slug, kind, number, view, lossy)
                 if progress is not None:
                     progress({"stage": "copy", "done": number + 1, "total": writer.shards,
                               "failed": 0})  # fmt: skip
     return made
 
 
-def copy_text(store: FeatureStore, out: Path, dataset: StoredDataset, slugs: Iterable[str]) -> None:
+def copy_text(store: FeatureStore, out: Path, dataset: Dataset, slugs: Iterable[str]) -> None:
     """Copy the class embeddings of text encoders."""
     writer = StoreWriter(out, dataset)
     for slug in slugs:
@@ -160,17 +163,21 @@ def _copy_shard(
     view: View,
     lossy: bool,
 ) -> int:
-    """Copy one view of one shard; returns how many rows of it can be read."""
+    """Copy one view of one shard; returns how many rows of it can be read.
+
+    Args:
+        rows: where each row of the shard comes from.
+    """
     numbers = writer.rows(shard)
     data = ShardRows.blank(writer.arrays(slug), len(numbers))
     failures: list[Failure] = []
     batches: set[int] = set()
     groups: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        groups.setdefault(id(rows[number].store), []).append(place)
+    for place, row in enumerate(rows):
+        groups.setdefault(id(row.store), []).append(place)
     for places in groups.values():
-        store = rows[numbers[places[0]]].store
-        own = np.array([rows[numbers[place]].row for place in places])
+        store = rows[places[0]].store
+        own = np.array([rows[place].row for place in places])
         data.status[places] = store.status(slug, view, own).numpy()
         readable = np.isin(data.status[places], _READABLE)
         here = np.asarray(places)[readable]

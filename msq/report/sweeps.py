@@ -91,7 +91,7 @@ def devices(names: str) -> list[str]:
 
 def thread_count(workers: int, threads: int | None) -> int:
     """Threads of each process: asked for, else an equal share of the cores it may use."""
-    from msq.extract.decode_pool import cores
+    from msq.extract.cores import cores
 
     if threads is not None:
         return threads

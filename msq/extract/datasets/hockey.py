@@ -37,8 +37,6 @@ from msq.extract.datasets.media_index import MediaIndex, Place
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
 from msq.extract.datasets.survey import count_splits
-from msq.extract.frame_folder import frame_files
-from msq.extract.packets import open_stream
 from msq.extract.sampling import sample_indices
 
 NAME = "hockey"
@@ -207,6 +205,10 @@ def _clock(place: Place, expected: int, fps: float) -> tuple[int, float]:
     """Number of frames (as expected where unknown) and frames per second."""
     if place.kind == "missing":
         return expected, fps
+    # Here and below: the decoder and PIL are no part of naming the dataset.
+    from msq.extract.frame_folder import frame_files
+    from msq.extract.packets import open_stream
+
     if place.kind == "frames":
         return len(frame_files(place.path)), fps
     with open_stream(place.path) as (_, stream):
@@ -216,6 +218,8 @@ def _clock(place: Place, expected: int, fps: float) -> tuple[int, float]:
 
 def _gaps(folder: Path) -> bool:
     """Whether the pictures' numbers are not consecutive."""
+    from msq.extract.frame_folder import frame_files
+
     numbers = [_last_number(file.stem) for file in frame_files(folder)]
     return _not_consecutive([n for n in numbers if n is not None])
 

@@ -34,8 +34,6 @@ from msq.extract.datasets.list_files import (
 from msq.extract.datasets.media_index import MediaIndex
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
-from msq.extract.frame_folder import frame_files
-from msq.extract.packets import UndecodableVideo
 
 NAME = "mmaction2"
 Kind = Literal["videos", "rawframes", "rawframes_offset"]
@@ -174,6 +172,10 @@ def _fields(text: str, delimiter: str | None, numbers: int, task: str) -> list[s
 
 def _check_folders(found: Rows, media: MediaIndex, lengths: Mapping[str, int]) -> None:
     """Count frame folders with fewer frames than the list says."""
+    # The decoder and PIL are no part of naming the format.
+    from msq.extract.frame_folder import frame_files
+    from msq.extract.packets import UndecodableVideo
+
     for path, length in lengths.items():
         place = media.find(path)
         if place.kind != "frames":

@@ -28,8 +28,6 @@ from msq.extract.datasets.media_index import MediaIndex
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
 from msq.extract.datasets.survey import count_splits
-from msq.extract.frame_folder import frame_files
-from msq.extract.packets import UndecodableVideo
 
 NAME = "volleyball"
 ACTIONS = (
@@ -229,6 +227,10 @@ def _look(row: _Row, video: int, oddities: Counter[str]) -> None:
 
 
 def _pictures(folder: Path) -> int:
+    # The decoder and PIL are no part of naming the dataset.
+    from msq.extract.frame_folder import frame_files
+    from msq.extract.packets import UndecodableVideo
+
     try:
         return len(frame_files(folder))
     except UndecodableVideo:
