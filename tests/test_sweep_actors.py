@@ -183,7 +183,7 @@ def test_a_split_that_parts_classes_with_the_same_clips_is_warned_of(
     labels = features.labels.clone()
     labels[:, 1] = labels[:, 0]
     leaking = Features(**{**vars(features), "labels": labels})
-    monkeypatch.setattr("msq.head.features.configured_features", lambda *given: leaking)
+    monkeypatch.setattr("msq.head.zeroshot_on_store.configured_features", lambda *given: leaking)
     monkeypatch.setattr("msq.head.sweep.configured_features", lambda *given: leaking)
     file = tmp_path / "seen.list"
     file.write_text("\n".join(features.classes[1:5]) + "\n")
