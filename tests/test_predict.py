@@ -99,6 +99,31 @@ def test_a_video_is_scored_as_its_row_in_the_store(world: World) -> None:
     )
 
 
+def test_rows_of_a_store_are_scored_by_a_head_of_some_of_its_classes(world: World) -> None:
+    """Zero-shot: no label of the store is read, so its classes may be others."""
+    out = world.folder / "run-of-two-classes"
+    config = configuration.override(
+        RunConfig(),
+        ["head.classifier=text", "head.queries=text", "head.layers=1", "head.heads=2",
+         "train.epochs=2", "train.val=0", "train.batch=4"],
+    )  # fmt: skip
+    train_head(load_features(world.store).select(columns=[0, 1]), config, out)
+    head = load_head(out, weights=world.weights)
+    unseen = ["bird fly", "dog run"]
+    rows, videos = (
+        head.predict([5, 1], unseen, store=world.store),
+        head.predict([world.videos[5], world.videos[1]], unseen),
+    )
+    for one, other in zip(rows, videos, strict=True):
+        assert set(scores(one)) == set(unseen)
+        assert scores(one) == pytest.approx(scores(other), abs=1e-5)
+    assert set(scores(head.predict([0], store=world.store)[0])) == set(CLASSES[:2])
+    with pytest.raises(
+        SpecMismatch, match=r"classes: expected 2, found 3; missing none, unknown 'bird fly'$"
+    ):
+        evaluate_run(out, world.store)
+
+
 @pytest.mark.parametrize("classifier", ["text", "shared"])
 def test_other_words_are_scored_and_unknown_ones_named(world: World, classifier: str) -> None:
     head = load_head(world.run(classifier), weights=world.weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from msq import config as configuration
 from msq.config import FeatureConfig
 from msq.errors import SpecMismatch, UsageError
 from msq.head.checkpoint import load_model
+from msq.head.class_difference import class_difference
 from msq.head.ensemble import ensemble_scores
 from msq.head.export import write_charades_submission
 from msq.head.features import Features, StoreLike, choose_partition, configured_features
@@ -233,7 +235,9 @@ def _lost(store: StoreLike, features: Features, split: str) -> list[str]:
     ]
 
 
-def require_same_making(meta: dict[str, Any], features: Features, name: str) -> None:
+def require_same_making(
+    meta: Mapping[str, Any], features: Features, name: str, *, labels: bool = True
+) -> None:
     """Refuse features that were not made as those a head was trained on.
 
     The dtype that the store keeps them in may be another: both are scored in float32, and differ by
@@ -243,6 +247,7 @@ def require_same_making(meta: dict[str, Any], features: Features, name: str) -> 
         meta: the header of `head.safetensors`.
         features: the ones at hand.
         name: of the run, for the message.
+        labels: whether those of the features are read; else their classes may be any.
 
     Raises:
         SpecMismatch: other classes, encoders or widths; the message holds the difference.
@@ -254,16 +259,16 @@ def require_same_making(meta: dict[str, Any], features: Features, name: str) -> 
         widths["image"] = meta["image_width"]
         here["image"] = None if features.image is None else features.image.shape[-1]
         needed["image"] = meta["encoders"].get("image")
-    expected = {"classes": meta["classes"], "task": meta["task"], "encoders": needed}
-    found = {
-        "classes": list(features.classes),
-        "task": features.task,
-        "encoders": {kind: dict(features.specs.get(kind) or {}) for kind in needed},
-    }
-    expected["encoders"] = {kind: dict(spec or {}) for kind, spec in needed.items()}
+    specs = {kind: dict(spec or {}) for kind, spec in needed.items()}
+    found = {kind: dict(features.specs.get(kind) or {}) for kind in needed}
     lines = configuration.difference(
-        {**expected, "width": widths}, json.loads(json.dumps({**found, "width": here}))
+        {"encoders": specs, "width": widths},
+        json.loads(json.dumps({"encoders": found, "width": here})),
     )
+    if labels:
+        classes = class_difference(meta["classes"], features.classes)
+        task = configuration.difference({"task": meta["task"]}, {"task": features.task})
+        lines = [*([classes] if classes else []), *task, *lines]
     if lines:
         raise SpecMismatch(
             f"{name}: the store was made in another way than the one the head was trained on:\n  "

@@ -97,7 +97,7 @@ class Head:
                 `vanilla`; any of its own classes to all.
             prompt: template for labels the run did not have, or several, which are averaged;
                 None is the run's own.
-            store: an open feature store, for row numbers.
+            store: an open feature store, for row numbers; its classes may be any, no label is read.
             every: seconds; a window of each video begins so often, and each is scored by itself.
             window: seconds that each lasts; None is `every`.
             fps: frames per second of folders of pictures, which windows of them need.
@@ -134,7 +134,7 @@ class Head:
                              "or folders of frames, found features")  # fmt: skip
         else:
             features = what if isinstance(what, Features) else rows_of_store(self.meta, what, store)
-            require_same_making(self.meta, features, self.name)
+            require_same_making(self.meta, features, self.name, labels=False)
             scored = self._scored(features.to(self.device), asked, best)
             results = [
                 {"clip": clip, "predictions": predictions}
