@@ -230,6 +230,7 @@ class Media:
         self.encode = encode
         self.pictures = pictures
         self.song_with_cover = song_with_cover
+        self.with_rotation = with_rotation
 
     def __call__(self, name: str) -> Path:
         """Path of one of the files below: `clean()` and `broken()` list them."""

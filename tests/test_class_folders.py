@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,23 @@ def test_links_to_folders_are_followed_and_links_to_nothing_are_said(tmp_path: P
     dataset = read_folder(root)
     assert [clip.id for clip in dataset.clips] == ["eat/c", "run/a", "run/b"]
     assert dataset.skipped == (("eat/gone.mp4", "not a file, or a link to none"),)
+
+
+def test_a_file_whose_name_is_not_utf8_is_skipped_and_said(tmp_path: Path) -> None:
+    root = tree(tmp_path, "eat/a.mp4", "run/b.mp4")
+    try:
+        (root / os.fsdecode(b"run/l\xf6we.mp4")).write_bytes(b"x")
+        (root / os.fsdecode(b"f\xfctter")).mkdir()
+        (root / os.fsdecode(b"f\xfctter/c.mp4")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    dataset = read_folder(root)
+    assert [clip.id for clip in dataset.clips] == ["eat/a", "run/b"]
+    assert dataset.classes == ("eat", "run")
+    assert dataset.skipped == (
+        ("f\\udcfctter/c.mp4", "the name is not UTF-8 (as Latin-1 it reads 'fütter/c.mp4'); "
+                               "rename it"),
+        ("run/l\\udcf6we.mp4", "the name is not UTF-8 (as Latin-1 it reads 'run/löwe.mp4'); "
+                               "rename it"),
+    )  # fmt: skip
+    json.dumps(dataset.skipped, ensure_ascii=False).encode()

@@ -155,6 +155,25 @@ def test_rotation_metadata_turns_the_picture_as_a_player_does(media: Any) -> Non
     assert decode_clip(media("rotated 90.mp4"), 2).frames.shape == (2, 96, 64, 3)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((-1, 0, 0, 1), lambda v: v[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda v: v[:, ::-1]),
+        ((0, 1, 1, 0), lambda v: v.transpose(0, 2, 1, 3)),
+        ((0, -1, -1, 0), lambda v: v[:, ::-1, ::-1].transpose(0, 2, 1, 3)),
+    ],
+    ids=["left to right", "upside down", "diagonal", "other diagonal"],
+)
+def test_a_display_matrix_that_mirrors_mirrors_the_picture(
+    media: Any, tmp_path: Path, matrix: tuple[int, int, int, int], turn: Any
+) -> None:
+    # (x, y) goes to (a x + c y, b x + d y): what a player shows, by the standard of the container.
+    media.with_rotation(media("cfr.mp4"), tmp_path / "mirrored.mp4", matrix)
+    stored = plain_decode(media("cfr.mp4"))
+    np.testing.assert_array_equal(decode_all(tmp_path / "mirrored.mp4")[0], turn(stored))
+
+
 CUT = ["gop12 b2.mp4", "vfr.mp4", "open gop.mkv", "packed b.avi", "stream.ts", "edit list.mp4"]
 
 

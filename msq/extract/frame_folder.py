@@ -51,19 +51,35 @@ def frame_files(folder: Path) -> list[Path]:
 def read_frame(folder: Path, file: Path) -> Pictures:
     """One picture as RGB [H, W, 3], turned as its EXIF orientation is *not* asked to.
 
-    Frame dumps carry no orientation; grey, palette and alpha pictures become RGB by PIL.
+    Frame dumps carry no orientation; grey, palette and alpha pictures become RGB by PIL, those of
+    16 bits (thermal cameras) by their higher 8, as libswscale takes them.
 
     Raises:
-        UndecodableVideo: the picture cannot be decoded.
+        UndecodableVideo: the picture cannot be decoded, or has 32 bits a pixel of one channel,
+            of which nothing says where white is.
     """
     try:
         with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(_eight_bits(image, folder, file).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         found = str(error).replace(str(file), file.name) or type(error).__name__
         raise UndecodableVideo(
             folder, f"expected a picture in {file.name}, found: {found}"
         ) from error
+
+
+def _eight_bits(image: Image.Image, folder: Path, file: Path) -> Image.Image:
+    """A picture of 8 bits a channel: PIL's own conversion makes white of all above 255."""
+    # PNG has 16 bits at most; Pillow before 10.3 opens these in mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UndecodableVideo(
+            folder,
+            f"expected pictures of 8 or 16 bits a channel, found 32 in {file.name} (mode "
+            f"{image.mode}); save them with 16, scaled to 0 to 65535",
+        )
+    return image
 
 
 def _natural(file: Path) -> tuple[list[tuple[int, int, str]], str]:

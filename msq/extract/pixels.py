@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideData
 from PIL import Image
 
 Pictures = npt.NDArray[np.uint8]
@@ -16,13 +18,33 @@ def to_rgb(frame: av.VideoFrame) -> Pictures:
     """RGB picture [H, W, 3] in display orientation.
 
     Any pixel format, bit depth and colour range is converted by libswscale at full size. PyAV
-    never rotates by itself: `frame.rotation` (degrees counter-clockwise, from the container's
-    display matrix) is applied here, to the nearest quarter turn.
+    never rotates by itself: the container's display matrix is applied here, to the nearest quarter
+    turn, and mirrored where it mirrors (front cameras write such a matrix).
     """
     # By default swscale starts a thread per core for every frame; the workers fill the cores.
     picture: Pictures = np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8)
-    quarters = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, quarters)) if quarters else picture
+    mirrored, turn = _orientation(frame)
+    if mirrored:
+        picture = picture[:, ::-1]
+    quarters = round(turn / 90) % 4
+    if not quarters:
+        return np.ascontiguousarray(picture)
+    return np.ascontiguousarray(np.rot90(picture, quarters))
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
+    """Whether a frame is to be mirrored left to right, and turned by how many degrees after that.
+
+    Degrees are counter-clockwise. `frame.rotation` alone takes a mirror for half a turn: it is the
+    angle of one axis. The matrix (ISO 14496-12, 8.3.2) takes (x, y) to (a x + c y, b x + d y).
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(data, SideData):
+        return False, float(frame.rotation)
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(np.float64)
+    if a * d - b * c >= 0:
+        return False, float(frame.rotation)
+    return True, -math.degrees(math.atan2(-b, -a))
 
 
 def stack_pictures(pictures: Sequence[Pictures]) -> tuple[Pictures, set[tuple[int, int]]]:

@@ -12,6 +12,7 @@ from typing import Literal
 from msq.errors import DatasetError
 from msq.extract.datasets.dataset import SPLIT_WORDS, SPLITS, Clip, Dataset, Split
 from msq.extract.datasets.kept_rows import keep_rows
+from msq.extract.datasets.manifest_lines import printable
 from msq.extract.datasets.manifest_row import Row
 
 SUFFIXES = {
@@ -49,8 +50,10 @@ def read_folder(
     for top, fixed in tops.items():
         for file in _files(root, top, skipped):
             parts = file.relative_to(top).parts
-            item = file.relative_to(root).as_posix()
-            if len(parts) != 2:
+            item, unfit = _item(file, root)
+            if unfit:
+                skipped.append((item, unfit))
+            elif len(parts) != 2:
                 skipped.append((item, f"expected <class>/<video> below {top.name}"))
             elif file.suffix.lower() not in SUFFIXES:
                 skipped.append((item, f"not a video by its suffix {file.suffix!r}"))
@@ -77,7 +80,7 @@ def read_folder(
     changes, lost = (twice, []) if policy == "keep" else ([], twice)
     texts = frozenset(one for one in beside if Path(one[0]).suffix.lower() not in SUFFIXES)
     return Dataset(
-        name or root.resolve().name, classes, "singlelabel", distinct, "top1",
+        name or printable(root.resolve().name), classes, "singlelabel", distinct, "top1",
         (*beside, *skipped, *lost), regular=texts, kept=tuple(changes),
     )  # fmt: skip
 
@@ -111,7 +114,7 @@ def _beside(root: Path, splits: Iterable[Path]) -> Skipped:
         if entry.name in names or entry.name.startswith("."):
             continue
         files = _files(root, entry, skipped) if entry.is_dir() else [entry]
-        skipped += [(file.relative_to(root).as_posix(), reason) for file in files]
+        skipped += [(_item(file, root)[0], reason) for file in files]
     return skipped
 
 
@@ -122,7 +125,7 @@ def _files(root: Path, top: Path, skipped: Skipped) -> list[Path]:
     """
 
     def unread(error: OSError) -> None:
-        item = Path(error.filename).relative_to(root).as_posix()
+        item, _ = _item(Path(error.filename), root)
         skipped.append((item, f"this folder cannot be read ({error.strerror})"))
 
     found: list[Path] = []
@@ -131,6 +134,15 @@ def _files(root: Path, top: Path, skipped: Skipped) -> list[Path]:
         names[:] = [n for n in names if not n.startswith(".") and not leads_back(here / n)]
         found += [here / name for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def _item(file: Path, root: Path) -> tuple[str, str | None]:
+    """A file below the root in words that UTF-8 has, and what keeps its name from being an id."""
+    name = file.relative_to(root).as_posix()
+    if printable(name) == name:
+        return name, None
+    shown = os.fsencode(name).decode("latin-1")
+    return printable(name), f"the name is not UTF-8 (as Latin-1 it reads {shown!r}); rename it"
 
 
 def leads_back(folder: Path) -> bool:
