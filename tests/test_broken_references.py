@@ -15,7 +15,7 @@ import pytest
 from msq.errors import VideoError
 from msq.extract.cuts import decode_cuts
 from msq.extract.decode_task import DecodeTask, Picture, decode
-from msq.extract.h264 import length_size, nothing_refers_to
+from msq.extract.h264 import References, _units
 from msq.extract.packets import open_stream
 from msq.extract.plan import Run, places_by_time, planned_frames
 from msq.extract.sampling import sample_indices
@@ -50,7 +50,13 @@ def no_content(data: bytearray, at: int, size: int) -> None:
     data[at + size // 2 : at + size] = bytes(size - size // 2)
 
 
-DESTROYED: list[Destroy] = [no_picture, no_kind, no_length, no_content]
+def no_reference(data: bytearray, at: int, size: int) -> None:
+    """Two bits say that nothing refers to it."""
+    assert data[at + 4] & 0x60
+    data[at + 4] &= 0x9F
+
+
+DESTROYED: list[Destroy] = [no_picture, no_kind, no_length, no_content, no_reference]
 
 
 class File:
@@ -278,8 +284,11 @@ def test_a_stream_that_begins_amid_a_refresh_is_clean(media: Any, tmp_path: Path
 # --- the outer form of a packet -------------------------------------------------------------------
 
 
-def units(*contents: bytes) -> bytes:
-    return b"".join(len(c).to_bytes(4, "big") + c for c in contents)
+def units(*contents: bytes, size: int = 4) -> bytes:
+    return b"".join(len(c).to_bytes(size, "big") + c for c in contents)
+
+
+RECORD = b"\x01\x64\x00\x0a\xff\xe0\x00"  # lengths of four bytes, no parameter sets
 
 
 @pytest.mark.parametrize(
@@ -300,16 +309,53 @@ def units(*contents: bytes) -> bytes:
 )
 def test_only_packets_of_a_known_form_are_skipped(contents: list[bytes], idle: bool) -> None:
     packet = units(*contents)
-    assert nothing_refers_to(packet, 4) == idle
+    assert References(RECORD).skips(packet) == idle
+    assert References(RECORD[:4] + b"\xfd" + RECORD[5:]).skips(units(*contents, size=2)) == idle
     started = b"".join(b"\0\0\1" + c for c in contents)
-    assert nothing_refers_to(started, 0) == idle
-    assert not nothing_refers_to(packet + b"\0", 4)
-    assert not nothing_refers_to(packet[:-1], 4)
+    for extradata in (b"\0\0\0\1\x67\x64\x00\x0a", b"", None):
+        assert References(extradata).skips(started) == idle
+    assert not References(RECORD).skips(packet + b"\0")
+    assert not References(RECORD).skips(packet[:-1])
 
 
-def test_how_long_lengths_are_is_read_from_the_stream() -> None:
-    assert length_size(b"\x01\x64\x00\x0a\xff\xe1\x00") == 4
-    assert length_size(b"\x01\x64\x00\x0a\xfd\xe1\x00") == 2
-    assert length_size(b"\0\0\0\1\x67\x64\x00\x0a") == 0
-    assert length_size(None) == 0
-    assert length_size(b"") == 0
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".mp4", {}), (".ts", {}), (".mp4", {"extra": ":open-gop=1"}), (".mkv", {"bframes": 0}),
+     (".mp4", {"pix_fmt": "yuv444p"}), (".mp4", {"extra": ":cqm=jvt"}),
+     (".mp4", {"extra": ":interlaced=1"}), (".mp4", {"gop": 250, "count": 90})],
+)  # fmt: skip
+def test_references_count_on_in_whole_files_and_a_missing_one_is_found(
+    media: Any, tmp_path: Path, suffix: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    media.encode(path, **{"count": 48, "bframes": 3, **options})
+    with av.open(str(path)) as container:
+        extradata = container.streams.video[0].codec_context.extradata
+        packets = [p for p in container.demux(video=0) if p.size]
+        keys = {i for i, p in enumerate(packets) if p.is_keyframe}
+        data = [bytes(p) for p in packets]
+    whole = References(extradata)
+    idle = [whole.skips(packet) for packet in data]
+    assert any(idle) == (options.get("bframes") != 0)
+    for skipping in (True, False):  # or decoding all of them
+        references = References(extradata)
+        for packet in data:
+            if not (skipping and references.skips(packet)):
+                references._skipped = True  # look closely, whatever was skipped
+                assert not references.lost(packet)
+    for gone in range(1, len(data) - 1):
+        references, found = References(extradata), False
+        for i, packet in enumerate(data):
+            if i == gone:
+                references._skipped = True  # as if it had been one that nothing refers to
+            elif not references.skips(packet) and references.lost(packet):
+                found = True
+                assert i == next(k for k in range(gone + 1, len(data)) if not idle[k])
+        following = [k for k in range(gone + 1, len(data)) if not idle[k]]
+        if idle[gone] or gone in keys or not following or _is_idr(data[following[0]]):
+            continue
+        assert found, gone
+
+
+def _is_idr(packet: bytes) -> bool:
+    return any(unit and unit[0] & 0x1F == 5 for size in (4, 0) for unit in _units(packet, size))

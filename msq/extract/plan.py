@@ -10,7 +10,7 @@ damaged or does not come out: wanted frames may be predicted from it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
@@ -20,7 +20,7 @@ import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 
-from msq.extract.h264 import length_size, nothing_refers_to
+from msq.extract.h264 import References
 from msq.extract.hidden import is_hidden, revealed
 from msq.extract.packets import VideoPacket
 from msq.extract.pixels import Pictures, to_rgb
@@ -125,16 +125,23 @@ def planned_frames(
 
     Raises:
         NotAsPlanned: any damage of what is decoded, hidden frames included; a packet that gives no
-            frame; and a run whose keyframe is none: an H.264 stream that is refreshed bit by bit
-            marks where a refresh begins, and what is decoded from there on is wrong at first. The
-            decoder is of no use any more then.
+            frame; a reference that was skipped since it was destroyed; and a run whose keyframe is
+            none: an H.264 stream that is refreshed bit by bit marks where a refresh begins, and
+            what is decoded from there on is wrong at first. The decoder is of no use any more then.
     """
     start, previous, begun = 0, None, False
     due: list[int] = []  # times of decoded packets whose frames have not come out
-    idle = _idle(context)
+    # Only H.264 marks with certainty what nothing refers to (nal_ref_idc = 0). HEVC's sub-layer
+    # non-reference pictures may be referred to by higher temporal layers.
+    references = References(context.extradata) if context.name == "h264" else None
     for i, packet in enumerate(chain(packets, (None,)), run.first):
         if packet is not None:
-            skipped = i not in wanted and i != run.first and idle(packet)
+            skipped = False
+            if references is not None:
+                data = bytes(cast("Any", packet))
+                skipped = i not in wanted and i != run.first and references.skips(data)
+                if not skipped and references.lost(data):
+                    raise NotAsPlanned
             context.skip_frame = "NONREF" if skipped else "DEFAULT"
             if i == run.first:
                 start = _time(packet)
@@ -163,18 +170,6 @@ def planned_frames(
     if due:
         raise NotAsPlanned
     context.flush_buffers()
-
-
-def _idle(context: VideoCodecContext) -> Callable[[VideoPacket], bool]:
-    """Whether nothing refers to the picture of a packet.
-
-    Only H.264 marks that with certainty (nal_ref_idc = 0). HEVC's sub-layer non-reference pictures
-    may be referred to by higher temporal layers.
-    """
-    if context.name != "h264":
-        return lambda packet: False
-    size = length_size(context.extradata)
-    return lambda packet: nothing_refers_to(bytes(cast("Any", packet)), size)
 
 
 def _time(packet: VideoPacket) -> int:
