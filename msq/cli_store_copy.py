@@ -1,13 +1,14 @@
-"""`msq store convert`, `merge` and `export`: a store written anew, or for other programs."""
+"""`msq store convert`, `relabel`, `merge` and `export`: a store written anew, or for others."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from msq.choices import StoreType
-from msq.cli_options import Json, Quiet
+from msq.cli_options import DatasetPolicy, DatasetTask, Json, Options, Quiet
 from msq.cli_store import StorePath, store_app
 
 __all__ = ["store_app"]
@@ -58,6 +59,58 @@ def convert(
             progress=progress,
         )
     store_life.show_copy(result, json=json)
+
+
+@store_app.command(
+    epilog="Example: msq store relabel clips.zarr new.zarr --manifest new.csv --was clips.csv"
+)
+def relabel(
+    store: StorePath,
+    out: _NewStore,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The new list: CSV, JSONL, or a folder per class.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset's name (with --root).")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    option: Options = None,
+    classes: Annotated[Path | None, typer.Option(help="File that fixes the class order.")] = None,
+    task: DatasetTask = None,
+    policy: DatasetPolicy = None,
+    was: Annotated[
+        Path | None,
+        typer.Option(
+            help="The manifest that the store was made of; needed where the new list lacks some "
+            "of its clips, or has other starts and ends."
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A store for another list of the same clips: labels, splits, classes, order. Resumes."""
+    from msq.extract.datasets.options import parse_options
+    from msq.extract.request import ExtractRequest
+    from msq.extract.store_relabel import relabel_store
+    from msq.report import store_life
+
+    request = ExtractRequest(
+        manifest=manifest,
+        dataset=dataset,
+        root=root,
+        options=parse_options(option or ()),
+        classes=classes,
+        task=None if task is None else task.value,
+        policy=None if policy is None else policy.value,
+    )
+    before = None if was is None else ExtractRequest(manifest=was, policy=request.policy)
+    with store_life.copying("relabelling", quiet=quiet) as progress:
+        result = relabel_store(
+            store,
+            out,
+            request.read_dataset(),
+            was=None if before is None else before.read_dataset(),
+            progress=progress,
+        )
+    store_life.show_relabel(result, json=json)
 
 
 @store_app.command(epilog="Example: msq store merge a.zarr b.zarr --out both.zarr")

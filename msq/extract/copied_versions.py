@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import msq
+from msq.extract.datasets.dataset import Dataset
 from msq.extract.store import FeatureStore
 from msq.extract.store_copy import Row
 from msq.extract.store_keys import metadata
 from msq.extract.store_seal import sealed
 from msq.extract.store_versions import library_versions
 from msq.extract.store_writer import StoreWriter
-from msq.extract.stored_dataset import StoredDataset
 
 Making = dict[str, Any]  # `version` and `versions`, as far as they are known
 _NAMES = ("version", "versions")
 
 
 def begin_copy(
-    out: Path, dataset: StoredDataset, rows: Sequence[Row], encoders: Sequence[str], by: str
+    out: Path, dataset: Dataset, rows: Sequence[Row | None], encoders: Sequence[str], by: str
 ) -> None:
     """Write what depends on the dataset alone of a copy; nothing where it is there already.
 
     Args:
         out: the copy, claimed.
         dataset: what it is of.
-        rows: where each of its rows comes from.
+        rows: where each of its rows comes from; None is one that is still to be extracted.
         encoders: those that are copied; class embeddings come from the store of the first row.
-        by: what copies, `convert` or `merge`.
+        by: what copies, `convert`, `merge` or `relabel`.
 
     Raises:
         SpecMismatch: `out` is a store of other clips, classes or task.
@@ -45,23 +45,26 @@ def begin_copy(
     _Beginning(out, dataset, root_versions(rows, encoders, by))
 
 
-def root_versions(rows: Sequence[Row], encoders: Sequence[str], by: str) -> Making:
+def root_versions(rows: Sequence[Row | None], encoders: Sequence[str], by: str) -> Making:
     """What the root of a copy says of versions: `version` and `versions`, or `made_with`.
 
     See `begin_copy`. `copied_by` is beside them in any case.
     """
-    stores = {id(row.store): row.store for row in rows}
-    first = rows[0].store
+    stores = {id(row.store): row.store for row in rows if row is not None}
+    first = next(iter(stores.values()))
+    own: Making = {"version": msq.__version__, "versions": library_versions()}
     features = {*first.encoders("video"), *first.encoders("image")}
     made: dict[str, list[Making]] = {}
     for slug in encoders:
         if slug in features:
             known = {key: _by_row(store, slug) for key, store in stores.items()}
-            made[slug] = _runs([known[id(row.store)][row.row] for row in rows])
+            made[slug] = _runs(
+                [own if row is None else known[id(row.store)][row.row] for row in rows]
+            )
         else:  # class embeddings have no rows
             recorded = first.attributes.get("made_with", {}).get(slug)
             made[slug] = [dict(recorded[0])] if recorded else [_root_making(first)]
-    copied = {"copied_by": {"by": by, "version": msq.__version__, "versions": library_versions()}}
+    copied = {"copied_by": {"by": by, **own}}
     without = [{k: run[k] for k in _NAMES if k in run} for runs in made.values() for run in runs]
     if all(making == without[0] for making in without):
         return {**(without[0] if without else _root_making(first)), **copied}
@@ -92,7 +95,7 @@ def _runs(by_row: Sequence[Making]) -> list[Making]:
 class _Beginning(StoreWriter):
     """A writer whose root says other versions than those of this process."""
 
-    def __init__(self, path: Path, dataset: StoredDataset, root: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, dataset: Dataset, root: Mapping[str, Any]) -> None:
         self._root = root
         super().__init__(path, dataset)
 

@@ -163,11 +163,7 @@ def _copy_shard(
     view: View,
     lossy: bool,
 ) -> int:
-    """Copy one view of one shard; returns how many rows of it can be read.
-
-    Args:
-        rows: where each row of the shard comes from.
-    """
+    """Copy one view of one shard from its rows; returns how many of them can be read."""
     numbers = writer.rows(shard)
     data = ShardRows.blank(writer.arrays(slug), len(numbers))
     failures: list[Failure] = []

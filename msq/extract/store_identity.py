@@ -34,8 +34,14 @@ def attributes_at(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def refuse(store: Path, lines: Sequence[str], what: str) -> None:
+def refuse(store: Path, lines: Sequence[str], what: str, fix: str = "") -> None:
     """Refuse a store that `lines` tell from what is asked for; nothing where there are none.
+
+    Args:
+        store: whose it is.
+        lines: the difference.
+        what: part of the store.
+        fix: what else can be done than to ask for the same, or to write to another store.
 
     Raises:
         SpecMismatch: with the lines.
@@ -44,7 +50,7 @@ def refuse(store: Path, lines: Sequence[str], what: str) -> None:
         difference = "\n".join(f"  {line}" for line in lines)
         raise SpecMismatch(
             f"{store}: {what} was made in another way than asked for:\n{difference}\n"
-            "Ask for what the store holds, or write to another store."
+            f"Ask for what the store holds, or write to another store.{fix and f' {fix}'}"
         )
 
 

@@ -296,6 +296,8 @@ class StoreWriter(StoreState):
                 self.path,
                 [*lines, *(first_rows(self.path, self.dataset) if lines else [])],
                 "this store",
+                "Where only the list changed (labels, splits, classes, order, its name), msq store "
+                "relabel copies the features of clips that are in both.",
             )
         content = dataset_keys(self.dataset, msq.__version__, label_known)
         for key, value in content.items():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from msq.extract.store_convert import CopyResult
     from msq.extract.store_export import ExportResult
     from msq.extract.store_problems import Verification
+    from msq.extract.store_relabel import RelabelResult
     from msq.extract.views import View
 
 
@@ -226,6 +227,21 @@ def show_copy(result: CopyResult, *, json: bool = False) -> None:
     rows = [(result.store, str(result.clips), str(len(result.encoders)), str(result.copied))]
     terminal.table(
         f"from {', '.join(result.sources)}", ("store", "clips", "encoders", "rows copied"), rows
+    )
+
+
+def show_relabel(result: RelabelResult, *, json: bool = False) -> None:
+    """What was written, and what became of the clips."""
+    for warning in result.warnings:
+        terminal.say(f"warning: {warning}")
+    if json:
+        terminal.print_json(result.to_dict())
+        return
+    counts = (len(result.missing), result.left_out, result.relabelled, result.moved)
+    terminal.table(
+        f"from {', '.join(result.sources)}",
+        ("store", "clips", "rows copied", "new", "left out", "other labels", "other split"),
+        [(result.store, str(result.clips), str(result.copied), *map(str, counts))],
     )
 
 
