@@ -6,9 +6,10 @@ import base64
 import html
 import io
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:
+    import numpy as np
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --mute: #888; --a: #2f6fb0; --b: #c8722c;
@@ -75,6 +76,9 @@ def folded(title: str, text: str) -> str:
 
 def strip(frames: np.ndarray, caption: str, *, height: int = 96) -> str:
     """Frames uint8 [T, H, W, 3] side by side as one JPEG, with a caption."""
+    import numpy as np  # most pages hold no film
+    from PIL import Image
+
     width = max(1, round(frames.shape[2] * height / frames.shape[1]))
     small = [np.asarray(Image.fromarray(f).resize((width, height))) for f in frames]
     joined = Image.fromarray(np.concatenate(small, axis=1))

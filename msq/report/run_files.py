@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from msq.errors import UsageError
 from msq.head import run_result
 
@@ -112,6 +110,8 @@ def _positives(file: Path, classes: Sequence[str]) -> tuple[dict[str, int], int 
         file: `predictions.npz`, labels [B, K].
         classes: K names, in the order of its columns.
     """
+    import numpy as np  # tables of results do without
+
     try:
         with np.load(file) as stored:
             labels = stored["labels"]
