@@ -21,52 +21,38 @@ What is odd in the files, and what becomes of it (counted by `msq datasets check
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from msq.errors import DatasetError
 from msq.extract.datasets.adapter import Adapter, Survey
-from msq.extract.datasets.animal_kingdom_sheets import (
-    judge_pairs,
-    read_classes_sheet,
-    read_metadata_sheet,
-    read_segments_sheet,
+from msq.extract.datasets.animal_kingdom_annotation import (
+    BASES,
+    CLASSES,
+    FOLDERS,
+    FORMS,
+    NAME,
+    REMEDY,
+    Annotation,
+    read_annotation,
+    read_class_names,
 )
-from msq.extract.datasets.dataset import Clip, Dataset, Split
-from msq.extract.datasets.frame_list import parse_labels, read_frame_list
+from msq.extract.datasets.animal_kingdom_sheets import read_segments_sheet
+from msq.extract.datasets.dataset import Clip, Dataset
 from msq.extract.datasets.locate import find_file, require_file, require_root
-from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.media_index import Kind, MediaIndex
 from msq.extract.datasets.options import check_options, choice
 from msq.extract.datasets.survey import survey_media
 
-NAME = "animal-kingdom"
-BASES = ("", "action_recognition", "AnimalKingdom/action_recognition",
-         "Animal_Kingdom/action_recognition")  # fmt: skip
-FOLDERS = tuple(
-    f"{base}/{folder}".strip("/") for base in BASES for folder in ("", "annotation", "dataset")
-)
-METADATA, ACTIONS = "AR_metadata.xlsx", "df_action.xlsx"
+ACTIONS = "df_action.xlsx"
 NEEDS = (
     "AR_metadata.xlsx, or annotation/train.csv and val.csv with it or a file of class names; "
     "df_action.xlsx for head, middle and tail; dataset/video/ID.mp4, video/ID.mp4, ID.mp4 or "
     "dataset/image/ID/ID_t000001.jpg"
 )
-REMEDY = "put the annotation files of action_recognition there, or name their folder as --root"
-FORMS = {
-    "metadata": (METADATA,),
-    "light": ("train_light.csv", "val_light.csv"),
-    "frames": ("train.csv", "val.csv"),
-}
-SPLITS_OF_FILES: tuple[Split, ...] = ("train", "test")
-KINDS: Mapping[str, Split] = {"train": "train", "test": "test", "val": "test"}
 PUBLISHED = {
-    **{"classes": 140, "train": 24004, "test": 6096, "classes_empty_in_test": 13},
+    **{"classes": CLASSES, "train": 24004, "test": 6096, "classes_empty_in_test": 13},
     **{"label_error_cells": 1, "animal_actions_disagree": 2298},
     **{"animal_actions_unreadable": 411, "segment_index_disagrees": 6},
 }
@@ -76,39 +62,6 @@ OPTIONS = {
     "media": "auto (default: videos before frame folders), video or frames",
     "policy": "error (default) or skip: what becomes of a row that cannot be used",
 }
-
-
-@dataclass
-class _Annotation:
-    """Everything the annotation files say."""
-
-    classes: tuple[str, ...]
-    form: str = ""
-    clips: dict[str, tuple[Split, tuple[int, ...]]] = field(default_factory=dict)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    oddities: Counter[str] = field(default_factory=Counter)
-
-    def take(
-        self, file: Path, where: str, name: str, split: Split, text: str, policy: str
-    ) -> tuple[int, ...] | None:
-        """Add one clip; its labels, or None where the row is skipped."""
-        try:
-            labels = parse_labels(text, len(self.classes))
-            if not name:
-                raise ValueError("expected a video id, found none")
-            if name in self.clips:
-                raise ValueError(f"duplicate id {name!r}")
-        except ValueError as bad:
-            if policy == "error":
-                raise DatasetError(
-                    f"{file}, {where}: {bad}; if the file was cut off, download it again "
-                    "(--option policy=skip goes on without the row)"
-                ) from None
-            self.skipped.append((f"{file.name}, {where}", str(bad)))
-            return None
-        self.clips[name] = (split, labels)
-        self.oddities["repeated_labels"] += len(list(filter(None, text.split(",")))) - len(labels)
-        return labels
 
 
 def read_animal_kingdom(
@@ -137,7 +90,7 @@ def read_animal_kingdom(
     if classes is not None:
         options["classes"] = str(classes)
     root = require_root(root, NEEDS)
-    return _dataset(root, _annotation(root, options), options)
+    return _dataset(root, read_annotation(root, options), options)
 
 
 def read_animal_kingdom_segments(
@@ -153,109 +106,7 @@ def read_animal_kingdom_segments(
     """
     root = require_root(root, NEEDS)
     file = require_file(root, ACTIONS, FOLDERS, REMEDY)
-    return read_segments_sheet(file, _classes(root, classes)[0])[0]
-
-
-def _classes(root: Path, classes: Path | str | None) -> tuple[tuple[str, ...], int]:
-    """Class names, and how many of their numbers are error cells."""
-    if classes is not None:
-        names = read_classes(Path(classes))
-        _check_names(Path(classes), names, find_file(root, METADATA, FOLDERS))
-        return names, 0
-    remedy = f"{REMEDY}; or give the class names with --option classes=FILE"
-    found = read_classes_sheet(require_file(root, METADATA, FOLDERS, remedy))
-    return found.names, found.error_cells
-
-
-def _check_names(file: Path, names: tuple[str, ...], workbook: Path | None) -> None:
-    """Refuse the class file of another dataset, as far as it can be told.
-
-    Raises:
-        DatasetError: it has numbers as those of Charades and UCF101 have, or not as many names as
-            the workbook beside it.
-    """
-    remedy = f"is it the class file of another dataset? Give the {PUBLISHED['classes']} names of "
-    remedy += "Animal Kingdom, one a line, in the order of their numbers"
-    if all(re.match(r"c?\d+[\s,]", name) for name in names):
-        raise DatasetError(f"{file}: expected a class name per line, found {names[0]!r}: {remedy}")
-    if workbook is None or importlib.util.find_spec("openpyxl") is None:
-        return
-    expected = len(read_classes_sheet(workbook).names)
-    if len(names) != expected:
-        raise DatasetError(
-            f"{file}: expected {expected} class names, as {workbook.name} has, found {len(names)}: "
-            f"{remedy}"
-        )
-
-
-def _annotation(root: Path, options: Mapping[str, str]) -> _Annotation:
-    form = choice(NAME, options, "annotation", ("auto", *FORMS), "auto")
-    policy = choice(NAME, options, "policy", ("error", "skip"), "error")
-    if form == "auto":
-        there = [f for f, names in FORMS.items() if any(find_file(root, n, FOLDERS) for n in names)]
-        if len(there) > 1 and importlib.util.find_spec("openpyxl") is None:
-            there = [f for f in there if f != "metadata"]
-        form = there[0] if there else "metadata"
-    files = [require_file(root, name, FOLDERS, REMEDY) for name in FORMS[form]]
-    classes, errors = _classes(root, options.get("classes"))
-    found = _Annotation(classes, form)
-    found.oddities["label_error_cells"] = errors
-    if form == "metadata":
-        _read_metadata(files[0], found, policy)
-    else:
-        read = _read_light if form == "light" else _read_frames
-        for file, split in zip(files, SPLITS_OF_FILES, strict=True):
-            read(file, split, found, policy)
-    return found
-
-
-def _read_metadata(file: Path, found: _Annotation, policy: str) -> None:
-    number = {name.casefold(): k for k, name in enumerate(found.classes)}
-    for row in read_metadata_sheet(file):
-        split = KINDS.get(row.kind.lower())
-        if split is None:
-            raise DatasetError(
-                f"{file}, {row.where}: expected type train or test, found {row.kind!r}"
-            )
-        labels = found.take(file, row.where, row.id, split, row.labels, policy)
-        if labels is not None:
-            verdict = judge_pairs(row, labels, number)
-            found.oddities["animal_actions_disagree"] += verdict == "disagree"
-            found.oddities["animal_actions_unreadable"] += verdict == "unreadable"
-    if not found.clips:
-        raise DatasetError(f"{file}, sheet AR: expected one row per clip, found none")
-
-
-def _read_light(file: Path, split: Split, found: _Annotation, policy: str) -> None:
-    before = len(found.clips)
-    with file.open(newline="", encoding="utf-8-sig", errors="replace") as handle:
-        reader = csv.reader(handle, delimiter=";")
-        header = [cell.strip() for cell in next(reader, [])]
-        if header != ["video_id", "labels"]:
-            raise DatasetError(
-                f"{file}: expected the header 'video_id;labels', found {';'.join(header)[:80]!r}; "
-                "make the file again from train.csv and val.csv"
-            )
-        for cells in reader:
-            where = f"line {reader.line_num}"
-            if not any(cells):
-                continue
-            # A row without its separator has no labels column: let it be refused as such.
-            name, text = (*cells, "no labels")[:2]
-            found.take(file, where, name.strip(), split, text, policy)
-    if len(found.clips) == before:
-        raise DatasetError(f"{file}: expected one row per clip, found none")
-
-
-def _read_frames(file: Path, split: Split, found: _Annotation, policy: str) -> None:
-    listed = read_frame_list(file, classes=len(found.classes), policy=policy)
-    found.skipped += listed.skipped
-    for video in listed.videos.values():
-        found.oddities["labels_vary"] += video.varies
-        if video.kind is not None:
-            found.oddities["type_disagrees"] += KINDS.get(video.kind.lower()) != split
-        text = ",".join(str(k) for k in video.labels)
-        found.take(file, video.where, video.id, split, text, policy)
+    return read_segments_sheet(file, read_class_names(root, classes)[0])[0]
 
 
 def _media(root: Path, media: str) -> MediaIndex:
@@ -267,7 +118,7 @@ def _media(root: Path, media: str) -> MediaIndex:
     return MediaIndex(root, {"video": videos, "frames": frames}.get(media, videos + frames))
 
 
-def _dataset(root: Path, found: _Annotation, options: Mapping[str, str]) -> Dataset:
+def _dataset(root: Path, found: Annotation, options: Mapping[str, str]) -> Dataset:
     """The clips, with the paths they have or should have."""
     media = _media(root, choice(NAME, options, "media", ("auto", "video", "frames"), "auto"))
     clips = tuple(
@@ -301,7 +152,7 @@ def _read(root: Path, options: Mapping[str, str]) -> Dataset:
 def _survey(root: Path, options: Mapping[str, str]) -> Survey:
     check_options(NAME, options, OPTIONS)
     root = require_root(root, NEEDS)
-    found = _annotation(root, options)
+    found = read_annotation(root, options)
     data = _dataset(root, found, options)
     tested = {k for clip in data.clips if clip.split == "test" for k in clip.labels}
     found.oddities["classes_empty_in_test"] = len(data.classes) - len(tested)
