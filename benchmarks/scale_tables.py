@@ -21,7 +21,8 @@ from msq.bench.decode_cases import make_video
 from msq.bench.decode_libraries import FRAMES, by_torch
 from msq.bench.machine import line, machine
 from msq.bench.scale import tables
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.video import decode_clip
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq
 from msq.extract.encoders.videomae import VideoMAE, VideoMAEConfig
 from msq.extract.encoders.videomae_weights import from_msq as videomae_from_msq

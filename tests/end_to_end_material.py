@@ -16,7 +16,7 @@ import torch
 from msq.bench.random_encoders import video_encoder
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.encoder import VideoEncoder
-from msq.extract.encoders.timesformer import TimeSformerConfig
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.pipeline import extract
 from msq.extract.store import open_store
 from msq.head.end_to_end_config import EndToEndConfig, end_to_end_settings

@@ -24,7 +24,7 @@ from msq.extract.encoders import VideoEncoder, load_clip, load_video_encoder
 from msq.extract.encoders.attention_maps import is_readable, probabilities, projections, watching
 from msq.extract.encoders.pooling import TokenOrder, pool
 from msq.extract.encoders.rollout import divided_back, joint_back, per_frame_back
-from msq.extract.encoders.timesformer import TimeSformerConfig
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq
 from msq.extract.encoders.token_places import laid_out, unpool
 from msq.extract.encoders.videomae_weights import from_msq as videomae_from_msq

@@ -17,7 +17,8 @@ from msq.bench.hugging_face_side import HuggingFace
 from msq.bench.random_encoders import timesformer_flops, video_encoder
 from msq.config import HeadConfig, OptimConfig, RunConfig, TrainConfig
 from msq.errors import MsqError, UsageError, is_out_of_memory
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import rename
 from msq.head import backbone_cost, memory
 from msq.head.backbone import Backbone, learning_names

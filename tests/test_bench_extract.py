@@ -20,7 +20,7 @@ from msq.bench.random_encoders import (
     vit_flops,
 )
 from msq.bench.runner import run_cases
-from msq.extract.encoders.timesformer import TimeSformerConfig
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
 SMALL = TimeSformerConfig(image_size=(48, 48), patch_size=16, frames=3, width=24, depth=2, heads=2)
 

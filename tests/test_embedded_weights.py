@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import msq
 from msq.extract.encoders import load_clip, load_video_encoder
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.transforms import normalise, resize_crop
 from msq.world import ACTIONS, CLASSES, KINDS, frame_times, render, sample_scene
 from msq.world.captions import EXTRA_WORDS

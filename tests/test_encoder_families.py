@@ -21,7 +21,8 @@ from msq.extract.datasets import Clip, Dataset
 from msq.extract.encoders import list_encoders, load_clip, load_video_encoder
 from msq.extract.encoders.families import VideoName, find_family, location_key, moved_name
 from msq.extract.encoders.locations import recall
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.videomae import VideoMAE, VideoMAEConfig
 from msq.extract.pipeline import extract
 from msq.extract.request import ExtractRequest

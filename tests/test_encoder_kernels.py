@@ -15,7 +15,8 @@ from msq import load_video_encoder
 from msq.errors import SpecMismatch, UsageError
 from msq.extract.datasets.dataset import Clip, Dataset
 from msq.extract.encoders.spec import EncoderSpec, difference
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.store_writer import StoreWriter
 from msq.kernels.dispatch import Choice, resolve
 

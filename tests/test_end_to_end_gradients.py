@@ -28,7 +28,8 @@ from msq.config import HeadConfig, OptimConfig, RunConfig, TrainConfig
 from msq.extract.encoders.encoder import VideoEncoder
 from msq.extract.encoders.pooling import pooled_tokens
 from msq.extract.encoders.spec import EncoderSpec
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq
 from msq.extract.transforms import normalise
 from msq.head.backbone import Backbone

@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from msq.bench import scale
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.pipeline import extract
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"

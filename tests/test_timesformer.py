@@ -8,7 +8,8 @@ from transformers import TimesformerConfig, TimesformerModel
 from msq.errors import UsageError
 from msq.extract.encoders import timesformer as timesformer_module
 from msq.extract.encoders.pooling import pool, pooled_tokens
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq
 from msq.extract.encoders.timesformer_weights import resize_embeddings
 

@@ -14,7 +14,7 @@ from transformers import TimesformerConfig, TimesformerForVideoClassification
 
 from msq.errors import UsageError, WeightsError, WeightsNotFound
 from msq.extract.encoders import list_encoders, load_video_encoder, registry
-from msq.extract.encoders.timesformer import TimeSformerConfig
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import from_msq, layout_of, to_msq
 
 _fixtures = runpy.run_path(str(Path(__file__).with_name("encoder_fixtures.py")))

@@ -17,12 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msq.extract.encoders.timesformer import (
-    Attention,
-    ConvStem,
-    TimeSformer,
-    TimeSformerConfig,
-)
+from msq.extract.encoders.timesformer import Attention, TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
+from msq.extract.encoders.timesformer_stems import ConvStem
 from msq.world import ACTION_TOLD_BY, ACTIONS, CLASSES, KINDS
 
 REPORT = 150.0  # seconds between evaluations, each of which also saves

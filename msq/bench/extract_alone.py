@@ -17,7 +17,7 @@ import torch
 from msq.bench.random_encoders import image_encoder, video_encoder
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.decode_pool import DecodeTask, Picture, cores, decode, die_with_parent
-from msq.extract.encoders.timesformer import TimeSformerConfig
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.shard_builder import FrameEncoder, encode
 
 BATCH = 4

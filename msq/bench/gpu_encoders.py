@@ -19,7 +19,8 @@ from msq.bench.gpu_steps import compiled
 from msq.bench.gpu_timing import Run, Session, compare
 from msq.bench.random_encoders import PlainViT, timesformer_flops, vit_flops
 from msq.extract.device_batches import Arriving, Moment, Sender
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
 BASE = TimeSformerConfig(frames=16)
 TINY = TimeSformerConfig(image_size=(32, 32), frames=2, width=16, depth=1, heads=2)

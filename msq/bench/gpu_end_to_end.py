@@ -23,7 +23,8 @@ from msq.bench.random_encoders import video_encoder
 from msq.bench.runner import interleaved, quartiles
 from msq.config import HeadConfig, OptimConfig, RunConfig, TrainConfig
 from msq.extract.encoders.encoder import VideoEncoder
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.head.backbone import Backbone
 from msq.head.backbone_cost import BackboneShape
 from msq.head.backbone_memory import EndToEndShape, step_flops, step_memory

@@ -10,7 +10,8 @@ from msq.extract.encoders.clip import ImageEncoder
 from msq.extract.encoders.encoder import VideoEncoder
 from msq.extract.encoders.pooling import pooled_tokens
 from msq.extract.encoders.spec import EncoderSpec
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
 _HIDDEN = 4  # of an MLP, over its width
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from msq.extract.encoders.timesformer import TimeSformerConfig
+    from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

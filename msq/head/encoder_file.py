@@ -143,7 +143,7 @@ def _made_for(files: WeightFiles) -> tuple[str, str, int, tuple[int, int]]:
     """Family, architecture in words, T, and height and width in pixels of a written encoder."""
     from msq.extract.encoders import videomae_weights
     from msq.extract.encoders.families import describe_timesformer
-    from msq.extract.encoders.timesformer import TimeSformerConfig
+    from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
     values = files.read_json("config.json") or {}
     if "architecture" in values:

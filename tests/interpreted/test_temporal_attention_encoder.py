@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from msq import load_video_encoder
-from msq.extract.encoders.timesformer import DividedLayer, TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import DividedLayer, TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from msq.extract.encoders.registry import load_clip, load_video_encoder
     from msq.extract.encoders.spec import EncoderSpec, difference
     from msq.extract.encoders.text_families import load_text_encoder
-    from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+    from msq.extract.encoders.timesformer import TimeSformer
+    from msq.extract.encoders.timesformer_config import TimeSformerConfig
 
 __all__ = [
     "Encoder",
@@ -38,7 +39,7 @@ _MODULES = {
     "ImageEncoder": "clip",
     "TextEncoder": "clip",
     "TimeSformer": "timesformer",
-    "TimeSformerConfig": "timesformer",
+    "TimeSformerConfig": "timesformer_config",
     "VideoEncoder": "encoder",
     "difference": "spec",
     "list_encoders": "catalogue",

@@ -18,7 +18,7 @@ from msq.extract.encoders.embedded import EMBEDDED_VIDEO
 from msq.extract.encoders.pooling import TokenOrder
 from msq.extract.encoders.run_encoder import RUN_PREFIX, find_video_weights, require_whole
 from msq.extract.encoders.spec import slugify
-from msq.extract.encoders.timesformer import TimeSformerConfig
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_weights import SpaceResize, TimeResize, load_timesformer
 from msq.extract.encoders.video_model import VideoModel
 from msq.extract.encoders.weights import FOLDER_PREFIX, HUB_PREFIX, WeightFiles

@@ -19,10 +19,8 @@ Shapes: B clips, T frames, h×w pixels, N patches per frame, H heads, D' width.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,138 +28,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from msq.errors import UsageError
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
+from msq.extract.encoders.timesformer_stems import ConvStem, PatchStem
 from msq.kernels.dispatch import Choice, Kernels, resolve
 from msq.kernels.temporal_attention import temporal_attention, unsupported
 
-Stem = Literal["patch", "conv"]
 _LAYER_NORM_EPS = 1e-6  # the public checkpoints' value; 1e-5 moves tokens by about 1e-4
 _MAX_ATTENTION_BATCH = 65_535  # grid limit of the fused CUDA attention kernels, per launch
-
-
-@dataclass(frozen=True)
-class TimeSformerConfig:
-    """Shape of a TimeSformer. The defaults are the public base model.
-
-    Attributes:
-        image_size: height and width in pixels; one number means a square. Both are multiples of
-            `patch_size`.
-        patch_size: side of a patch (and total stride of the convolutional stem) in pixels.
-        frames: T.
-        width: D', the number of channels of every token.
-        depth: number of layers.
-        heads: number of attention heads; divides `width`.
-        mlp_ratio: hidden width of the MLP over `width`.
-        stem: `patch` (one strided projection, the public model) or `conv` (3×3 convolutions of
-            stride 2, as many as halve `patch_size` to 1: three for 8).
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    patch_size: int = 16
-    frames: int = 8
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    stem: Stem = "patch"
-
-    def __post_init__(self) -> None:
-        """Normalises `image_size` to a pair and checks that the numbers fit together."""
-        size = cast("int | tuple[int, int]", self.image_size)
-        height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        object.__setattr__(self, "image_size", (height, width))
-        for name in ("patch_size", "frames", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"TimeSformer: {name} is {getattr(self, name)}, at least 1 needed")
-        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
-            raise UsageError(
-                f"TimeSformer: image size {height}x{width} is not a multiple of the patch size "
-                f"{self.patch_size}; choose a multiple of it for height and width"
-            )
-        if self.width % self.heads:
-            raise UsageError(
-                f"TimeSformer: width {self.width} is not divisible by {self.heads} heads"
-            )
-        if self.stem not in ("patch", "conv"):
-            raise UsageError(f"TimeSformer: stem is 'patch' or 'conv', not {self.stem!r}")
-        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            raise UsageError(
-                f"TimeSformer: a convolutional stem needs a patch size that is a power of two, "
-                f"not {self.patch_size}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches per frame as (rows, columns)."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        """N, patches per frame."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def tokens(self) -> int:
-        """Length of the output sequence, 1 + N·T."""
-        return 1 + self.patches * self.frames
-
-    @property
-    def mlp_width(self) -> int:
-        """Hidden width of the MLP."""
-        return round(self.width * self.mlp_ratio)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON-able values."""
-        return {**asdict(self), "image_size": list(self.image_size)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TimeSformerConfig:
-        """The inverse of `to_dict`; `image_size` may be one number.
-
-        Raises:
-            UsageError: for unknown names or numbers that do not fit together.
-        """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise UsageError(f"TimeSformer: unknown settings {', '.join(unknown)}")
-        return cls(**values)
-
-
-class PatchStem(nn.Module):
-    """Non-overlapping patches, each projected linearly: `z = W_emb x` of the paper."""
-
-    def __init__(self, config: TimeSformerConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B·T, 3, h, w] to patches [B·T, D', rows, columns]."""
-        return cast(Tensor, self.proj(images))
-
-
-class ConvStem(nn.Module):
-    """3×3 convolutions of stride 2, widths doubling up to D'; all but the last with norm and GELU.
-
-    GroupNorm, so that a clip's tokens never depend on the other clips of its batch.
-    """
-
-    def __init__(self, config: TimeSformerConfig) -> None:
-        super().__init__()
-        steps = max(1, config.patch_size.bit_length() - 1)
-        stride = 2 if config.patch_size > 1 else 1
-        layers: list[nn.Module] = []
-        channels = 3
-        for step in range(steps):
-            last = step == steps - 1
-            out = max(8, config.width >> (steps - 1 - step)) if not last else config.width
-            layers.append(nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=last))
-            if not last:
-                layers += [nn.GroupNorm(math.gcd(out, 8), out), nn.GELU()]
-            channels = out
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B·T, 3, h, w] to patches [B·T, D', rows, columns]."""
-        return cast(Tensor, self.layers(images))
 
 
 class Attention(nn.Module):

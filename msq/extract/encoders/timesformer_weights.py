@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msq.errors import UsageError, WeightsError
-from msq.extract.encoders.timesformer import TimeSformer, TimeSformerConfig
+from msq.extract.encoders.timesformer import TimeSformer
+from msq.extract.encoders.timesformer_config import TimeSformerConfig
 from msq.extract.encoders.timesformer_names import layout_of, to_msq
 from msq.extract.encoders.weights import WeightFiles, load_strictly, read_tensors, shortened
 
