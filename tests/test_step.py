@@ -596,7 +596,7 @@ def test_the_best_weights_so_far_outlive_an_interruption(
     for name, stops in (("whole", ()), ("parts", (7, 2))):  # within the second epoch, twice
         values = iter([0.9, 0.1, 0.2])
         monkeypatch.setattr(
-            "msq.head.training.macro_ap",
+            "msq.head.validation.macro_ap",
             lambda *_, values=values: torch.tensor([next(values), 0.0], dtype=torch.float64),
         )
         for part in stops:

@@ -14,21 +14,20 @@ from msq.errors import MsqError, UsageError
 from msq.head.batches import Batches, split_rows
 from msq.head.build import build_head
 from msq.head.device import in_words
-from msq.head.evaluate import official_score, score
+from msq.head.evaluate import score
 from msq.head.features import Features
 from msq.head.feeding import Feed
 from msq.head.finite import LossWatch, loss_error
 from msq.head.graph import StepGraph
 from msq.head.loss import loss_kind
-from msq.head.metrics import ranking_scores
 from msq.head.model import MSQNet
 from msq.head.packed_choice import StepChoice, choose_step
-from msq.head.ranking import labelled, macro_ap
 from msq.head.run import RunDirectory
 from msq.head.step import TrainingStep
+from msq.head.training_state import load_state, state_of
+from msq.head.validation import Validation
 
 Progress = Callable[[dict[str, Any]], None]
-STATE_FORMAT = 2  # of state.pt; 1 drew its dropout from a generator
 
 
 class Saver(Protocol):
@@ -63,12 +62,7 @@ class Training:
             raise UsageError(f"features of {features.name}: no training clip among "
                              f"{features.coverage()}")  # fmt: skip
         self.clips = len(self.train_rows)
-        known = None if features.known is None else features.known[self.val_rows]
-        labels = features.labels[self.val_rows]
-        self.ranked = labelled(labels, known).nonzero().flatten()  # of the validation clips
-        self._ranked_labels = (
-            labels[self.ranked], None if known is None else known[self.ranked]
-        )  # fmt: skip
+        self.validation = Validation(features, self.val_rows, config.train.select_by)
         t = config.train
         self.batches = Batches(self.train_rows, t.batch, t.epoch_clips, t.seed)
         self.batch, self.epoch_steps = self.batches.size, self.batches.epoch_steps
@@ -180,8 +174,7 @@ class Training:
             if self.average is not None:
                 self.average.swap()
             logits = self.scored(self.val_rows)
-            scores = ranking_scores(logits[self.ranked], self.features.task)
-            numbers += macro_ap(scores, *self._ranked_labels).unbind()
+            numbers += self.validation.numbers(logits).unbind()
             if self.average is not None:
                 self.average.swap()
         return torch.stack(numbers), logits
@@ -205,15 +198,9 @@ class Training:
         }
         self.loss_sum.zero_()
         if logits is not None:
-            value, bad = found
-            if bad:
-                raise MsqError(f"epoch {epoch}: {bad:.0f} scores of the validation clips are NaN")
-            line["val_map"] = value
-            if self.config.train.select_by == "official":
-                f, rows = self.features, self.val_rows
-                known = None if f.known is None else f.known[rows]
-                value = official_score(logits, f.labels[rows], f.task, known)
-                line["val_official"] = value
+            mean, bad = found
+            value, scores = self.validation.scores(mean, bad, logits, epoch)
+            line |= scores
             # Without a positive among the validation clips it is NaN, and chooses nothing.
             if value == value and (self.best is None or value > self.best["value"]):
                 self.best = {"value": value, "val_map": line["val_map"], "epoch": epoch,
@@ -265,29 +252,9 @@ class Training:
         elif self.average is not None:
             self.average.swap()
 
-    def _ranking(self) -> str:
-        """What epochs are compared by: their scores on another scale say nothing."""
-        if self.config.train.select_by == "official":
-            return "official"
-        return "logits" if self.features.task == "multilabel" else "log-softmax"
-
     def state(self) -> dict[str, Any]:
         """Everything that going on exactly here needs; plain values and tensors."""
-        on_cuda = self.loss_sum.is_cuda
-        return {
-            "format": STATE_FORMAT,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimiser": self.taking.optimiser_state(),
-            "average": None if self.average is None else self.average.average,
-            "best": self.best,
-            "best_by": self._ranking(),
-            "history": self.history,
-            "loss_sum": self.loss_sum,
-            "seconds": self.seconds,
-            "random_cpu": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.loss_sum.device) if on_cuda else None,
-        }
+        return state_of(self)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`.
@@ -295,33 +262,7 @@ class Training:
         Raises:
             MsqError: another version of msq wrote it, and trained otherwise.
         """
-        if state.get("format") != STATE_FORMAT:
-            raise MsqError(
-                f"state.pt: expected format {STATE_FORMAT}, found {state.get('format', 1)}: the "
-                "unfinished run is of another version of msq; finish it with that one, or start "
-                "it anew with --overwrite"
-            )
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.saved = self.step
-        self.history, self.best = state["history"], state["best"]
-        # States of before 2026-11-21 do not say it: their `map` ranked by logits in both tasks.
-        before = state.get("best_by", "official" if self._ranking() == "official" else "logits")
-        if self.best is not None and before != self._ranking():
-            self.lost = (
-                f"its best epoch, {self.best['epoch']}, was found by ranking clips by {before}; "
-                f"from here on it is {self._ranking()}, and that epoch counts no more"
-            )
-            self.best = None
-        self.model.load_state_dict(state["model"])
-        self.taking.load_optimiser(state["optimiser"])
-        if self.graph is not None:
-            self.graph.forget()
-        if self.average is not None:
-            self.average.load(state["average"])
-        self.loss_sum.copy_(state["loss_sum"])
-        torch.set_rng_state(state["random_cpu"])
-        if self.loss_sum.is_cuda and state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"], self.loss_sum.device)
+        load_state(self, state)
 
     def resumed(self) -> str:
         """A line on where a run goes on, and what of its checkpoint is of no use."""
