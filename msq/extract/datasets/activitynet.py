@@ -19,23 +19,14 @@ length), `start_past_length` and `reversed` (left out), `repeated` (left out), `
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from msq.errors import DatasetError, UsageError
-from msq.extract.datasets.annotation_text import (
-    Skipped,
-    positive,
-    read_lines,
-    read_text,
-    to_seconds,
-)
-from msq.extract.datasets.dataset import SPLIT_WORDS, Clip, Dataset, Split, Task
+from msq.extract.datasets.activitynet_annotation import NAME, Annotation, read_annotation
+from msq.extract.datasets.annotation_text import positive
+from msq.extract.datasets.dataset import SPLIT_WORDS, Clip, Dataset, Task
 from msq.extract.datasets.kept_segments import Unit, known_segments
 from msq.extract.datasets.list_files import resolve
 from msq.extract.datasets.locate import absent
@@ -43,11 +34,9 @@ from msq.extract.datasets.manifest import read_classes
 from msq.extract.datasets.media_index import MediaIndex, Place
 from msq.extract.datasets.options import choice
 from msq.extract.datasets.reading import Reading, make_adapter
-from msq.extract.datasets.segments import Film, Segment, View, cut_segments, film_fps, segment_id
+from msq.extract.datasets.segments import Segment, View, cut_segments, film_fps, segment_id
 from msq.extract.datasets.survey import count_splits
 
-NAME = "activitynet"
-AMBIGUOUS = "Ambiguous"
 OPTIONS = {
     "annotations": "one or more files, joined by commas; the one JSON (or CSV) file of the root",
     "clips": "segments or videos; segments",
@@ -62,41 +51,6 @@ _VIDEOS = (
     *("", "videos", "train", "val", "test", "videos/train", "videos/val", "videos/test"),
     *("rawframes", "frames"),
 )
-
-
-@dataclass
-class _Video:
-    """One video of an annotation: the split, the file, its film, its (label, start, end)."""
-
-    split: Split
-    file: Path
-    film: Film
-    segments: list[tuple[str, float, float]] = field(default_factory=list)
-
-
-@dataclass
-class _Found:
-    videos: dict[str, _Video] = field(default_factory=dict)
-    entries: int = 0  # of videos, those that were left out again included
-    ids: dict[str, int] = field(default_factory=dict)
-    skipped: Skipped = field(default_factory=list)
-    regular: Skipped = field(default_factory=list)
-    kept: Skipped = field(default_factory=list)
-    oddities: Counter[str] = field(default_factory=Counter)
-
-    def video(self, name: str, split: Split, file: Path, film: Film, item: str) -> _Video | None:
-        """The video of an entry or line; None where it is in another split, which `item` says."""
-        self.entries += 1
-        first = self.videos.setdefault(name, _Video(split, file, film))
-        if first.split == split:
-            return first
-        there = "" if first.file == file else f"in {first.file.name} "
-        self.oddities["in_two_splits"] += 1
-        self.skipped.append(
-            (item, f"{file.name}: video {name} is in split {split} here and {there}in "
-             f"{first.split}; it can be in one of them")
-        )  # fmt: skip
-        return None
 
 
 def read_activitynet(root: Path, **options: str) -> Dataset:
@@ -116,15 +70,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
     view = cast(View, choice(NAME, options, "view", ("official", "dedup"), "official"))
     subset = choice(NAME, options, "subset", ("", *SPLIT_WORDS), "")
     fps = positive(NAME, options, "fps")
-    found = _Found()
-    for file in _files(root, options.get("annotations", "")):
-        before = found.entries
-        if file.suffix.lower() == ".json":
-            _read_json(file, subset, found)
-        else:
-            _read_csv(file, subset, found)
-        if found.entries == before:
-            raise DatasetError(f"{file}: expected videos with annotations, found none")
+    found = read_annotation(_files(root, options.get("annotations", "")), subset)
     named = resolve(root, options["classes"]) if options.get("classes") else None
     keep = options.get("policy") == "keep"
     classes = _classes(found, named, keep=keep)
@@ -185,118 +131,7 @@ def _files(root: Path, given: str) -> list[Path]:
     raise absent(root, "an ActivityNet-style JSON file", "name it with --option annotations=FILE")
 
 
-def _read_json(file: Path, subset: str, found: _Found) -> None:
-    """Both JSON forms."""
-    try:
-        data = json.loads(read_text(file))
-    except ValueError as bad:
-        raise DatasetError(f"{file}: expected JSON, found something else: {bad}") from None
-    videos = data.get("database", data) if isinstance(data, dict) else None
-    if not isinstance(videos, dict) or not any(
-        isinstance(entry, dict) and "annotations" in entry for entry in videos.values()
-    ):
-        kind = type(data).__name__
-        keys = ", ".join(list(data)[:5]) if isinstance(data, dict) else f"a {kind}"
-        raise DatasetError(
-            f'{file}: expected {{"database": {{VIDEO: {{"subset", "annotations"}}}}}} or '
-            f'mmaction2\'s {{VIDEO: {{"duration_second", "annotations"}}}}, found {keys}; a '
-            "Charades JSON is read by --dataset charades"
-        )
-    for name, entry in videos.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("annotations", []), list):
-            found.oddities["malformed"] += 1
-            found.skipped.append((name, f"{file.name}: expected an object with annotations"))
-            continue
-        split = _split(str(entry.get("subset", "")), subset, file, name)
-        if split is None:
-            found.skipped.append((name, f"{file.name}: unknown subset {entry.get('subset')!r}"))
-            continue
-        film = Film(
-            _number(entry, "duration", "duration_second") or math.inf,
-            _number(entry, "rfps", "fps"),
-        )
-        video = found.video(name, split, file, film, name)
-        if video is None:
-            continue
-        for annotation in entry.get("annotations", []):
-            _add(annotation, name, video, file, found)
-
-
-def _split(written: str, subset: str, file: Path, video: str) -> Split | None:
-    """The split a file or video says it is in; `subset` where neither does."""
-    if written:
-        return SPLIT_WORDS.get(written.strip().lower())
-    if subset:
-        return SPLIT_WORDS[subset]
-    for text in (video, file.stem):
-        for word in text.lower().replace("-", "_").split("_"):
-            if word in SPLIT_WORDS:
-                return SPLIT_WORDS[word]
-    raise UsageError(
-        f"dataset {NAME}: {file} does not say which split it is; give --option subset=train, val "
-        "or test"
-    )
-
-
-def _number(entry: Mapping[str, Any], *keys: str) -> float | None:
-    """The first of `keys` that is a number above 0."""
-    for key in keys:
-        try:
-            value = float(entry[key])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if math.isfinite(value) and value > 0:
-            return value
-    return None
-
-
-def _add(annotation: Any, name: str, video: _Video, file: Path, found: _Found) -> None:
-    """One annotation of a JSON file."""
-    try:
-        start, end = annotation["segment"]
-        found.oddities["string_times"] += isinstance(start, str) or isinstance(end, str)
-        times = to_seconds(str(start)), to_seconds(str(end))
-        label = str(annotation["label"]).strip()
-    except (KeyError, TypeError, ValueError):
-        found.oddities["malformed"] += 1
-        found.skipped.append((name, f"{file.name}: expected segment and label: {annotation!r:.80}"))
-        return
-    if label == AMBIGUOUS:
-        found.oddities["ambiguous"] += 1
-        found.regular.append((segment_id(name, *times), "ambiguous, in no class"))
-        return
-    if isinstance(annotation.get("label_id"), int):
-        found.ids.setdefault(label, annotation["label_id"])
-    video.segments.append((label, *times))
-
-
-def _read_csv(file: Path, subset: str, found: _Found) -> None:
-    """The `video,type,type_idx,start,end,…` form, by header name."""
-    header, *rows = read_lines(file, found.skipped)
-    columns = [cell.strip() for cell in header.text.split(",")]
-    if missing := [c for c in ("video", "type", "start", "end") if c not in columns]:
-        raise DatasetError(
-            f"{file}: expected comma-separated columns video, type, start and end, found no "
-            f"{missing[0]} in {header.text[:80]!r}"
-        )
-    for number, text in rows:
-        row = dict(zip(columns, (cell.strip() for cell in text.split(",")), strict=False))
-        name = row.get("video", "")
-        split = _split("", subset, file, name)
-        assert split is not None
-        video = found.video(name, split, file, Film(), f"{file.name} line {number}")
-        if video is None:
-            continue
-        try:
-            annotation = {"segment": (float(row["start"]), float(row["end"])), "label": row["type"]}
-        except (KeyError, ValueError):
-            found.oddities["malformed"] += 1
-            found.skipped.append((f"{file.name} line {number}", f"expected times: {text[:80]!r}"))
-            continue
-        _add(annotation, name, video, file, found)
-
-
-def _classes(found: _Found, file: Path | None, *, keep: bool) -> tuple[str, ...]:
+def _classes(found: Annotation, file: Path | None, *, keep: bool) -> tuple[str, ...]:
     """Class names in index order.
 
     Raises:
@@ -320,7 +155,7 @@ def _classes(found: _Found, file: Path | None, *, keep: bool) -> tuple[str, ...]
     return tuple(sorted(used))
 
 
-def _leave_off(found: _Found, classes: Collection[str], source: str, unit: Unit) -> None:
+def _leave_off(found: Annotation, classes: Collection[str], source: str, unit: Unit) -> None:
     """Take out what is of no class, and videos of which nothing is left then."""
     for name, video in list(found.videos.items()):
         known = known_segments(name, video.segments, {*classes}, source, unit)
@@ -331,7 +166,7 @@ def _leave_off(found: _Found, classes: Collection[str], source: str, unit: Unit)
         found.skipped += known.skipped
 
 
-def _segments(found: _Found, classes: tuple[str, ...]) -> Iterator[Segment]:
+def _segments(found: Annotation, classes: tuple[str, ...]) -> Iterator[Segment]:
     """Segments within their videos."""
     index = {name: k for k, name in enumerate(classes)}
     for name, video in found.videos.items():
@@ -350,7 +185,7 @@ def _segments(found: _Found, classes: tuple[str, ...]) -> Iterator[Segment]:
             yield Segment(name, start, min(end, length), index[label], video.split, name)
 
 
-def _whole(found: _Found, classes: tuple[str, ...], media: MediaIndex) -> tuple[Clip, ...]:
+def _whole(found: Annotation, classes: tuple[str, ...], media: MediaIndex) -> tuple[Clip, ...]:
     """A row per video; a whole frame folder needs no frame rate."""
     index = {name: k for k, name in enumerate(classes)}
     clips = []
