@@ -116,14 +116,7 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         found = media.find(f"{video}.mp4")
         return found, film_fps(NAME, video, found, films.get(video, Film()), fps)
 
-    test = read_part(root, "test", "test")
-    if test is None:
-        raise absent(
-            root,
-            f"the class files of THUMOS14 (annotation/{CLASSES[0]}_test.txt and 19 more)",
-            "unpack TH14_Temporal_annotations_test.zip here",
-        )
-    parts = {"test": test}
+    parts = {"test": _test_part(root)}
     ucf = _ucf101(root, options.get("ucf101", ""), classes)
     validation = read_validation(root, required=wanted == "validation")
     if wanted == "ucf101" and not ucf:
@@ -165,6 +158,17 @@ def _load(root: Path, options: Mapping[str, str]) -> Reading:
         _notes(view, wanted, films),
         frozenset(regular),
     )
+
+
+def _test_part(root: Path) -> Part:
+    test = read_part(root, "test", "test")
+    if test is None:
+        raise absent(
+            root,
+            f"the class files of THUMOS14 (annotation/{CLASSES[0]}_test.txt and 19 more)",
+            "unpack TH14_Temporal_annotations_test.zip here",
+        )
+    return test
 
 
 def _cut(
