@@ -23,7 +23,7 @@ from msq.bench.gpu_end_to_end import SIDES
 from msq.bench.gpu_parts import run_part
 from msq.bench.gpu_timing import Session
 from msq.bench.head_problem import Problem, Shape
-from msq.bench.kernel_cases import covered_ops, known_ops
+from msq.bench.kernel_coverage import covered_ops, known_ops
 from msq.errors import UsageError
 from msq.head.evaluate import score
 from msq.kernels.dispatch import resolve

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msq.bench.cases import Gate
 from msq.bench.graph_check import graph_is_the_step
 from msq.bench.head_problem import FLOAT64_TOLERANCE, Problem, Shape, agreement
-from msq.bench.kernel_cases import RATE, KernelCase, covered_ops, kernel_cases, known_ops
+from msq.bench.kernel_cases import RATE, KernelCase, kernel_cases
+from msq.bench.kernel_coverage import covered_ops, known_ops
 from msq.bench.temporal_cases import smoke_cases
 from msq.head.packed import PackedHead
 from msq.kernels.bits import mask_bits

@@ -6,8 +6,6 @@ PyTorch is itself, and so the measure for the kernel.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import msq.kernels
 from msq.kernels.bits import mask_bits
 from msq.kernels.cross_attention import absorbed_cross_attention
 from msq.kernels.cross_attention_short import cross_attention
@@ -54,27 +51,6 @@ class KernelCase:
     bytes: int = 0
 
 
-def known_ops() -> set[str]:
-    """Names of all ops that importing `msq.kernels` registers, `msq::` left off."""
-    for module in pkgutil.iter_modules(msq.kernels.__path__, "msq.kernels."):
-        if not module.ispkg:
-            importlib.import_module(module.name)
-    registered: Any = torch._C._dispatch_get_all_op_names()
-    names = {str(name).split(".")[0] for name in registered}
-    return {name.removeprefix("msq::") for name in names if name.startswith("msq::")}
-
-
-def covered_ops() -> set[str]:
-    """Those that the cases and the check of the mask bits exercise."""
-    from msq.bench.temporal_cases import temporal_case
-
-    tiny = (
-        *kernel_cases(1, 2, 2, 32, 2, torch.float32, "cpu"),
-        temporal_case(2, 2, 2, 16, torch.float32, "cpu"),
-    )
-    return {"mask_bits", *(op for case in tiny for op in case.ops)}
-
-
 def kernel_cases(
     clips: int,
     queries: int,
@@ -97,144 +73,192 @@ def kernel_cases(
         device: of everything.
         dropout: with mask bits.
     """
-    generator = torch.Generator().manual_seed(clips * 1000 + queries)
+    layer = _Layer(clips, queries, tokens, width, heads, dtype, device, dropout)
+    yield layer.norm()
+    yield from layer.self_attention()
+    yield from layer.cross_attention()
+    yield from layer.feed_forward()
 
-    def draw(*shape: int, size: float = 1.0, of: torch.dtype = dtype) -> Tensor:
-        return (size * torch.randn(*shape, generator=generator)).to(device, of)
 
-    def bits(site: int, rows: int, columns: int) -> Tensor | None:
-        key = torch.tensor([5, 6], device=device)
-        return mask_bits(key, site, rows, columns, RATE) if dropout else None
+class _Layer:
+    """A decoder layer of one size, whose inputs are drawn as its cases are asked for, in order."""
 
-    rows, scale = clips * queries, SCALE if dropout else 1.0
-    vectors = (draw(width, of=torch.float32), draw(width, of=torch.float32))
-    residual = bits(1, rows, width)
-    two = (draw(rows, width), draw(rows, width), *vectors)
-    grad = draw(rows, width)
-    cell = torch.empty(0, dtype=dtype).element_size()
-    where = f"B={clips} K={queries}{'' if dropout else ', no dropout'}"
+    def __init__(
+        self,
+        clips: int,
+        queries: int,
+        tokens: int,
+        width: int,
+        heads: int,
+        dtype: torch.dtype,
+        device: str,
+        dropout: bool,
+    ) -> None:
+        self.clips, self.queries, self.tokens = clips, queries, tokens
+        self.width, self.heads, self.dtype, self.device = width, heads, dtype, device
+        self.dropout, self.scale = dropout, SCALE if dropout else 1.0
+        self.generator = torch.Generator().manual_seed(clips * 1000 + queries)
+        self.rows = clips * queries
+        self.vectors = (self.draw(width, of=torch.float32), self.draw(width, of=torch.float32))
+        self.residual = self.bits(1, self.rows, width)
+        self.two = (self.draw(self.rows, width), self.draw(self.rows, width), *self.vectors)
+        self.grad = self.draw(self.rows, width)
+        self.bytes = self.rows * width * self.grad.element_size()  # of rows [B K, D]
+        self.where = f"B={clips} K={queries}{'' if dropout else ', no dropout'}"
 
-    def dropped(x: Tensor, mask: Tensor | None) -> Tensor:
+    def draw(self, *shape: int, size: float = 1.0, of: torch.dtype | None = None) -> Tensor:
+        drawn = size * torch.randn(*shape, generator=self.generator)
+        return drawn.to(self.device, of or self.dtype)
+
+    def bits(self, site: int, rows: int, columns: int) -> Tensor | None:
+        key = torch.tensor([5, 6], device=self.device)
+        return mask_bits(key, site, rows, columns, RATE) if self.dropout else None
+
+    def dropped(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return x
-        return x * (kept(mask, x.shape[-1]).view(x.shape).to(x.dtype) * scale)
+        return x * (kept(mask, x.shape[-1]).view(x.shape).to(x.dtype) * self.scale)
 
-    def plain_norm(given: Sequence[Tensor]) -> Tensor:
+    def plain_norm(self, given: Sequence[Tensor]) -> Tensor:
         x, y, weight, bias = given
-        h = x + dropped(y, residual)
-        return F.layer_norm(h, (width,), weight.to(h.dtype), bias.to(h.dtype), 1e-5)
+        h = x + self.dropped(y, self.residual)
+        return F.layer_norm(h, (self.width,), weight.to(h.dtype), bias.to(h.dtype), 1e-5)
 
-    yield KernelCase(
-        f"drop_add_norm {where}", "drop_add_norm", ("drop_add_norm", "drop_add_norm_backward"), two,
-        lambda given, triton: drop_add_norm(
-            given[0], given[1], given[2], given[3], residual, scale, triton=triton
-        ),
-        plain_norm, grad, 4 * rows * width * cell,
-    )  # fmt: skip
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """[B K, D] of q [B, H, K, d], k and v [B, H, S, d]."""
+        p = (q @ k.transpose(-1, -2) / (self.width // self.heads) ** 0.5).softmax(-1)
+        p = self.dropped(p.reshape(-1, k.shape[-2]), mask).view(p.shape)
+        return (p @ v).transpose(1, 2).reshape(self.rows, self.width)
 
-    of_self = bits(2, clips * heads * queries, queries)
+    def norm(self) -> KernelCase:
+        return KernelCase(
+            f"drop_add_norm {self.where}", "drop_add_norm",
+            ("drop_add_norm", "drop_add_norm_backward"), self.two,
+            lambda given, triton: drop_add_norm(
+                given[0], given[1], given[2], given[3], self.residual, self.scale, triton=triton
+            ),
+            self.plain_norm, self.grad, 4 * self.bytes,
+        )  # fmt: skip
 
-    def plain_self(given: Sequence[Tensor], factorised: bool) -> Tensor:
-        qkv = given[0].view(-1, queries, 3 * width)
-        if factorised:
-            added = given[1].view(clips, 1, 3, width)
-            zero = torch.zeros_like(added[:, :, :1])
-            added = torch.cat([added[:, :, :1], zero, added[:, :, 2:]], dim=2)
-            qkv = qkv + added.reshape(clips, 1, 3 * width)
-        split = qkv.view(clips, queries, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        q, k, v = split.unbind(0)
-        p = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)
-        p = dropped(p.reshape(-1, queries), of_self).view(p.shape)
-        return (p @ v).transpose(1, 2).reshape(rows, width)
+    def self_attention(self) -> Iterator[KernelCase]:
+        """q, k and v of all rows, or in the parts of classes and of clips."""
+        clips, queries, width, heads, scale = (
+            self.clips, self.queries, self.width, self.heads, self.scale
+        )  # fmt: skip
+        mask = self.bits(2, clips * heads * queries, queries)
 
-    both = ("self_attention", "self_attention_backward")
-    yield KernelCase(
-        f"self_attention {where}", "self_attention", both, (draw(rows, 3 * width),),
-        lambda given, triton: self_attention(
-            given[0], clips, heads, of_self, scale, triton=triton
-        ),
-        lambda given: plain_self(given, False), grad, 4 * rows * width * cell,
-    )  # fmt: skip
-    yield KernelCase(
-        f"self_attention, factorised {where}", "self_attention", both,
-        (draw(queries, 3 * width), draw(clips, 3 * width)),
-        lambda given, triton: self_attention(
-            given[0], clips, heads, of_self, scale, clip=given[1], triton=triton
-        ),
-        lambda given: plain_self(given, True), grad, rows * width * cell,
-    )  # fmt: skip
+        def plain(given: Sequence[Tensor], factorised: bool) -> Tensor:
+            qkv = given[0].view(-1, queries, 3 * width)
+            if factorised:
+                added = given[1].view(clips, 1, 3, width)
+                zero = torch.zeros_like(added[:, :, :1])
+                added = torch.cat([added[:, :, :1], zero, added[:, :, 2:]], dim=2)
+                qkv = qkv + added.reshape(clips, 1, 3 * width)
+            split = qkv.view(clips, queries, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+            q, k, v = split.unbind(0)
+            return self.attended(q, k, v, mask)
 
-    of_cross = bits(3, clips * heads * queries, tokens)
-    stack = (clips, heads, tokens, width)
-    seven = (
-        draw(rows, width), draw(*stack, size=width**-0.5), draw(*stack[:3]), draw(*stack),
-        draw(width), *vectors,
-    )  # fmt: skip
+        both = ("self_attention", "self_attention_backward")
+        yield KernelCase(
+            f"self_attention {self.where}", "self_attention", both,
+            (self.draw(self.rows, 3 * width),),
+            lambda given, triton: self_attention(
+                given[0], clips, heads, mask, scale, triton=triton
+            ),
+            lambda given: plain(given, False), self.grad, 4 * self.bytes,
+        )  # fmt: skip
+        yield KernelCase(
+            f"self_attention, factorised {self.where}", "self_attention", both,
+            (self.draw(queries, 3 * width), self.draw(clips, 3 * width)),
+            lambda given, triton: self_attention(
+                given[0], clips, heads, mask, scale, clip=given[1], triton=triton
+            ),
+            lambda given: plain(given, True), self.grad, self.bytes,
+        )  # fmt: skip
 
-    def plain_cross(given: Sequence[Tensor]) -> Tensor:
-        x, keys, beta, values, out_bias, weight, bias = given
-        scores = x.view(clips, queries, width) @ keys.flatten(1, 2).transpose(1, 2)
-        p = (scores.view(clips, queries, heads, tokens) + beta[:, None]).softmax(-1)
-        if of_cross is not None:
-            keep = kept(of_cross, tokens).view(clips, heads, queries, tokens).transpose(1, 2)
-            p = p * (keep.to(p.dtype) * scale)
-        y = (p.flatten(2) @ values.flatten(1, 2) + out_bias).flatten(0, 1)
-        h = x + dropped(y, residual)
-        return F.layer_norm(h, (width,), weight.to(h.dtype), bias.to(h.dtype), 1e-5)
+    def cross_attention(self) -> Iterator[KernelCase]:
+        """Absorbed, with the residual and norm after it; and on projected queries."""
+        mask = self.bits(3, self.clips * self.heads * self.queries, self.tokens)
+        yield self._absorbed_cross(mask)
+        yield self._short_cross(mask)
 
-    yield KernelCase(
-        f"absorbed_cross {where}", "absorbed_cross",
-        ("absorbed_cross", "absorbed_cross_backward", "drop_add_norm_backward"), seven,
-        lambda given, triton: absorbed_cross_attention(
-            given[0], given[1], given[2], given[3], given[4], given[5], given[6], of_cross,
-            residual, scale, triton=triton,
-        ),
-        plain_cross, grad, 3 * rows * width * cell + 2 * seven[1].numel() * cell,
-    )  # fmt: skip
+    def _absorbed_cross(self, mask: Tensor | None) -> KernelCase:
+        clips, queries, tokens, width, heads = (
+            self.clips, self.queries, self.tokens, self.width, self.heads
+        )  # fmt: skip
+        stack = (clips, heads, tokens, width)
+        seven = (
+            self.draw(self.rows, width), self.draw(*stack, size=width**-0.5),
+            self.draw(*stack[:3]), self.draw(*stack), self.draw(width), *self.vectors,
+        )  # fmt: skip
 
-    short = (draw(rows, width), draw(clips * tokens, 2 * width))
+        def plain(given: Sequence[Tensor]) -> Tensor:
+            x, keys, beta, values, out_bias, weight, bias = given
+            scores = x.view(clips, queries, width) @ keys.flatten(1, 2).transpose(1, 2)
+            p = (scores.view(clips, queries, heads, tokens) + beta[:, None]).softmax(-1)
+            if mask is not None:
+                keep = kept(mask, tokens).view(clips, heads, queries, tokens).transpose(1, 2)
+                p = p * (keep.to(p.dtype) * self.scale)
+            y = (p.flatten(2) @ values.flatten(1, 2) + out_bias).flatten(0, 1)
+            return self.plain_norm((x, y, weight, bias))
 
-    def plain_short(given: Sequence[Tensor]) -> Tensor:
-        q, kv = given
-        split = q.view(clips, queries, heads, width // heads).transpose(1, 2)
-        both = kv.view(clips, tokens, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
-        k, v = both.unbind(0)
-        p = (split @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)
-        p = dropped(p.reshape(-1, tokens), of_cross).view(p.shape)
-        return (p @ v).transpose(1, 2).reshape(rows, width)
+        return KernelCase(
+            f"absorbed_cross {self.where}", "absorbed_cross",
+            ("absorbed_cross", "absorbed_cross_backward", "drop_add_norm_backward"), seven,
+            lambda given, triton: absorbed_cross_attention(
+                given[0], given[1], given[2], given[3], given[4], given[5], given[6], mask,
+                self.residual, self.scale, triton=triton,
+            ),
+            plain, self.grad, 3 * self.bytes + 2 * seven[1].nbytes,
+        )  # fmt: skip
 
-    yield KernelCase(
-        f"cross_attention {where}", "cross_attention",
-        ("cross_attention", "cross_attention_backward"), short,
-        lambda given, triton: cross_attention(
-            given[0], given[1], clips, heads, of_cross, scale, triton=triton
-        ),
-        plain_short, grad, 2 * rows * width * cell + short[1].numel() * cell,
-    )  # fmt: skip
+    def _short_cross(self, mask: Tensor | None) -> KernelCase:
+        clips, queries, tokens, width, heads = (
+            self.clips, self.queries, self.tokens, self.width, self.heads
+        )  # fmt: skip
+        short = (self.draw(self.rows, width), self.draw(clips * tokens, 2 * width))
 
-    hidden = (draw(rows, 4 * width), draw(4 * width))
-    of_hidden = bits(4, rows, 4 * width)
-    yield KernelCase(
-        f"relu_drop {where}", "relu_drop", ("relu_drop", "relu_drop_backward"), hidden,
-        lambda given, triton: relu_drop(given[0], given[1], of_hidden, scale, triton=triton),
-        lambda given: dropped((given[0] + given[1]).relu(), of_hidden),
-        draw(rows, 4 * width), 8 * rows * width * cell,
-    )  # fmt: skip
+        def plain(given: Sequence[Tensor]) -> Tensor:
+            q, kv = given
+            split = q.view(clips, queries, heads, width // heads).transpose(1, 2)
+            both = kv.view(clips, tokens, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
+            k, v = both.unbind(0)
+            return self.attended(split, k, v, mask)
 
-    five = (
-        draw(rows, width), draw(4 * width, width, size=width**-0.5), draw(4 * width),
-        draw(width, 4 * width, size=width**-0.5), draw(width),
-    )  # fmt: skip
+        return KernelCase(
+            f"cross_attention {self.where}", "cross_attention",
+            ("cross_attention", "cross_attention_backward"), short,
+            lambda given, triton: cross_attention(
+                given[0], given[1], clips, heads, mask, self.scale, triton=triton
+            ),
+            plain, self.grad, 2 * self.bytes + short[1].nbytes,
+        )  # fmt: skip
 
-    def plain_feed_forward(given: Sequence[Tensor]) -> Tensor:
-        x, w1, b1, w2, b2 = given
-        return F.linear(dropped(F.linear(x, w1, b1).relu(), of_hidden), w2, b2)
+    def feed_forward(self) -> Iterator[KernelCase]:
+        """The part between the two products, and all of it."""
+        rows, width = self.rows, self.width
+        hidden = (self.draw(rows, 4 * width), self.draw(4 * width))
+        mask = self.bits(4, rows, 4 * width)
+        yield KernelCase(
+            f"relu_drop {self.where}", "relu_drop", ("relu_drop", "relu_drop_backward"), hidden,
+            lambda given, triton: relu_drop(given[0], given[1], mask, self.scale, triton=triton),
+            lambda given: self.dropped((given[0] + given[1]).relu(), mask),
+            self.draw(rows, 4 * width), 8 * self.bytes,
+        )  # fmt: skip
+        five = (
+            self.draw(rows, width), self.draw(4 * width, width, size=width**-0.5),
+            self.draw(4 * width), self.draw(width, 4 * width, size=width**-0.5), self.draw(width),
+        )  # fmt: skip
 
-    yield KernelCase(
-        f"ffn_product {where}", "ffn_product",
-        ("ffn_product", "ffn_product_backward"), five,
-        lambda given, triton: feed_forward(
-            given[0], given[1], given[2], given[3], given[4], of_hidden, scale, triton=triton
-        ),
-        plain_feed_forward, draw(rows, width), 10 * rows * width * cell + 8 * width**2 * cell,
-    )  # fmt: skip
+        def plain(given: Sequence[Tensor]) -> Tensor:
+            x, w1, b1, w2, b2 = given
+            return F.linear(self.dropped(F.linear(x, w1, b1).relu(), mask), w2, b2)
+
+        yield KernelCase(
+            f"ffn_product {self.where}", "ffn_product", ("ffn_product", "ffn_product_backward"),
+            five,
+            lambda given, triton: feed_forward(
+                given[0], given[1], given[2], given[3], given[4], mask, self.scale, triton=triton
+            ),
+            plain, self.draw(rows, width), 10 * self.bytes + 8 * five[0].element_size() * width**2,
+        )  # fmt: skip
