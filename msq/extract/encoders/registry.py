@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 
@@ -41,8 +41,12 @@ from msq.extract.encoders.video_model import VideoModel
 from msq.extract.encoders.weights import FOLDER_PREFIX, WeightFiles, find_weights, sha256_file
 from msq.kernels.dispatch import KERNELS, Kernels
 
+if TYPE_CHECKING:
+    from msq.extract.encoders.clip_source import ClipSource
+
 __all__ = ["list_encoders", "load_clip", "load_video_encoder"]
 
+_EMBEDDED_CLIPS = ("embedded", EMBEDDED_CLIP)
 _CLIP_FRAMES = 16  # the paper's T, where neither caller nor embedded weights say otherwise
 
 
@@ -183,20 +187,12 @@ def load_clip(
         WeightsError: if the weights cannot be found, read or do not fit.
     """
     # open_clip takes seconds to import, and video encoders do without it.
-    from msq.extract.encoders.clip_source import find_clip
     from msq.extract.encoders.clip_weights import load_clip_model
 
     _check_inputs(precision, sampling, resize)
     _check("output", output, get_args(Output))
-    embedded = name in ("embedded", EMBEDDED_CLIP)
-    if embedded:
-        if weights is not None:
-            raise UsageError("the embedded CLIP has weights of its own; name an architecture too")
-        folder = embedded_folder(EMBEDDED_CLIP)
-        source = find_clip(f"{FOLDER_PREFIX}{folder}", None)
-        source = replace(source, files=replace(source.files, id="embedded"))
-    else:
-        source = find_clip(name, weights)
+    embedded = name in _EMBEDDED_CLIPS
+    source = _clip_source(name, weights)
     loaded = load_clip_model(source, size=size, pooler=output == "pooler", strict=strict)
     slug = slugify(source.name).removeprefix("clip-")
     image_spec = EncoderSpec(
@@ -219,8 +215,30 @@ def load_clip(
         resized=loaded.resized,
         short_side=short_side,
     )
-    text_spec = replace(
-        image_spec,
+    if not embedded:
+        remember(image_spec.sha256, name, weights)
+    image = ImageEncoder(loaded.model, image_spec).to(device)
+    text_spec = _text_spec(image_spec, loaded.text_channels)
+    text = TextEncoder(loaded.model, text_spec, loaded.tokenizer, loaded.vocabulary)
+    return image, text
+
+
+def _clip_source(name: str, weights: str | None) -> ClipSource:
+    """The weights of a CLIP by its name."""
+    from msq.extract.encoders.clip_source import find_clip
+
+    if name not in _EMBEDDED_CLIPS:
+        return find_clip(name, weights)
+    if weights is not None:
+        raise UsageError("the embedded CLIP has weights of its own; name an architecture too")
+    source = find_clip(f"{FOLDER_PREFIX}{embedded_folder(EMBEDDED_CLIP)}", None)
+    return replace(source, files=replace(source.files, id="embedded"))
+
+
+def _text_spec(image: EncoderSpec, channels: int) -> EncoderSpec:
+    """The spec of the text tower beside an image tower."""
+    return replace(
+        image,
         kind="text",
         frames=0,
         size=0,
@@ -229,15 +247,10 @@ def load_clip(
         pooling="",
         sampling="",
         resize="",
-        channels=loaded.text_channels,
+        channels=channels,
         resized="",
         short_side=0,
     )
-    if not embedded:
-        remember(image_spec.sha256, name, weights)
-    image = ImageEncoder(loaded.model, image_spec).to(device)
-    text = TextEncoder(loaded.model, text_spec, loaded.tokenizer, loaded.vocabulary)
-    return image, text
 
 
 def _embedded_video() -> WeightFiles:
