@@ -116,14 +116,7 @@ def train_end_to_end(
                 if progress is not None:
                     progress({"event": "note", "text": line})
             saver = RankedCheckpoints(directory, training, checkpoint_seconds)
-            try:
-                done = training.run(directory, saver, _with_input(progress, clips), stop_after)
-            except (MsqError, RuntimeError, MemoryError) as error:
-                known = ranks.explained(memory_error(error, shape, device) or error)
-                directory.log(f"stopped: {known}")
-                if known is error:
-                    raise
-                raise known from error
+            done = _run(training, directory, saver, shape, _with_input(progress, clips), stop_after)
         if not done:
             return RunResult(out, False, {}, training.model.eval())
         training.use_chosen_weights()
@@ -170,6 +163,26 @@ def _begin(
         directory.write_environment(training.backbone.device)
         directory.log(training.opening())
     directory.write_history(training.history, training.batches)
+
+
+def _run(
+    training: EndToEndTraining,
+    directory: RunDirectory,
+    saver: RankedCheckpoints,
+    shape: EndToEndShape | None,
+    progress: Progress | None,
+    stop_after: int | None,
+) -> bool:
+    """`Training.run`; an error is logged, and told as one of memory where it is one."""
+    try:
+        return training.run(directory, saver, progress, stop_after)
+    except (MsqError, RuntimeError, MemoryError) as error:
+        lack = memory_error(error, shape, training.backbone.device)
+        known = training.ranks.explained(lack or error)
+        directory.log(f"stopped: {known}")
+        if known is error:
+            raise
+        raise known from error
 
 
 def _conclude(training: EndToEndTraining, directory: RunDirectory) -> dict[str, Any]:
