@@ -16,6 +16,7 @@ from msq.head.checkpoint import load_model
 from msq.head.clip_embeddings import Weights, after_decoder, before_decoder
 from msq.head.evaluate import as_recorded, require_same_making
 from msq.head.features import Features, StoreLike, configured_features
+from msq.head.model import MSQNet
 from msq.head.partitions import require_one_run
 from msq.head.tsne import PERPLEXITY, layout, panel, require_perplexity, require_tsne
 
@@ -71,13 +72,7 @@ def tsne_of_run(
     require_perplexity(perplexity)
     require_one_run(run)
     model, meta = load_model(run / "head.safetensors", device)
-    if isinstance(store, Features):
-        features = store
-    else:
-        chosen = configuration.load(run / "config.toml").features
-        features = configured_features(store, as_recorded(chosen, meta, store))
-    features = features.to(device)
-    require_same_making(meta, features, str(run))
+    features = _features(run, meta, store).to(device)
     there = features.rows(split).cpu()
     if not there.numel():
         raise UsageError(
@@ -88,17 +83,8 @@ def tsne_of_run(
     labels = _labels(features, rows)[:, columns]
     tell = progress or (lambda line: None)
     tell(f"{len(rows)} of {len(there)} clips of {split}: embeddings before and after the decoder")
-    device_rows = rows.to(features.tokens.device)
-    embedded = (
-        before_decoder(features, device_rows),
-        after_decoder(model, features, device_rows, weights),
-    )
-    words = (
-        f"mean over {features.tokens.shape[1]} tokens of {_encoder(features)}",
-        f"{'mean' if weights == 'mean' else 'mean by score'} over {model.classes} queries",
-    )
     places, panels = [], []
-    for x, what, name in zip(embedded, words, ("before", "after"), strict=True):
+    for name, what, x in _embedded(model, features, rows, weights):
         tell(f"t-SNE of {len(x)} clips {name} the decoder: {what}, {x.shape[1]} values")
         made = layout(x, perplexity)
         places.append(made.points.tolist())
@@ -134,6 +120,30 @@ def tsne_of_run(
         "classes": [{"class": names[k], "clips": colours.count(k)} for k in order],
         "points": points,
     }
+
+
+def _features(run: Path, meta: dict[str, Any], store: StoreLike | Features) -> Features:
+    """Features of the store as the run read them, or those given where they are of its making."""
+    if isinstance(store, Features):
+        features = store
+    else:
+        chosen = configuration.load(run / "config.toml").features
+        features = configured_features(store, as_recorded(chosen, meta, store))
+    require_same_making(meta, features, str(run))
+    return features
+
+
+def _embedded(
+    model: MSQNet, features: Features, rows: Tensor, weights: Weights
+) -> list[tuple[str, str, Tensor]]:
+    """Embeddings [n, D'] and [n, D] before and after the decoder, with what they are."""
+    rows = rows.to(features.tokens.device)
+    tokens = f"mean over {features.tokens.shape[1]} tokens of {_encoder(features)}"
+    queries = f"{'mean' if weights == 'mean' else 'mean by score'} over {model.classes} queries"
+    return [
+        ("before", tokens, before_decoder(features, rows)),
+        ("after", queries, after_decoder(model, features, rows, weights)),
+    ]
 
 
 def _columns(features: Features, classes: Sequence[str] | None) -> list[int]:
