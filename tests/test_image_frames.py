@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -24,14 +25,14 @@ import zarr
 
 from msq.bench import scale
 from msq.cli import main
-from msq.errors import SpecMismatch, StoreError, UsageError
+from msq.errors import StoreError, UsageError
 from msq.extract import store_writer
 from msq.extract.pipeline import ExtractResult, extract
 from msq.extract.plan_run import dry_run
 from msq.extract.request import ExtractRequest
 from msq.extract.request_text import read_request, write_request
 from msq.extract.store import open_store
-from msq.extract.store_convert import convert_store
+from msq.extract.store_seal import sealed
 from msq.extract.store_verify import verify_store
 from msq.extract.transforms import normalise, resize_crop
 from msq.extract.video import decode_clip
@@ -65,8 +66,14 @@ def run(data: Any, out: Path, *, frames: bool = True, **options: Any) -> Extract
     return extract(data, out, image_frames=frames, **options)
 
 
-def without_frames(tree: dict[str, str]) -> dict[str, str]:
-    return {name: digest for name, digest in tree.items() if not name.startswith("image_frames/")}
+def without_frames(store: Path) -> dict[str, str]:
+    """Digests of all files but those of frames, and of what says that these are there."""
+    tree = {n: x for n, x in fakes.tree(store).items() if not n.startswith("image_frames/")}
+    for name in (name for name in tree if name.endswith("/fake-image/zarr.json")):
+        document = json.loads((store / name).read_bytes())
+        assert document["attributes"]["msq"].pop("image_frames") == "stored"
+        tree[name] = hashlib.sha256(sealed(json.dumps(document).encode())).hexdigest()
+    return tree
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -76,7 +83,7 @@ def test_frames_stand_beside_their_mean_and_change_nothing_else(
     views = (CLEAN, *augmented_views(1))
     run(data, tmp_path / "a.zarr", store_dtype=dtype, views=views)
     plain = run(data, tmp_path / "b.zarr", store_dtype=dtype, views=views, frames=False)
-    assert without_frames(fakes.tree(tmp_path / "a.zarr")) == fakes.tree(tmp_path / "b.zarr")
+    assert without_frames(tmp_path / "a.zarr") == fakes.tree(tmp_path / "b.zarr")
     assert (plain.done, plain.failed, len(plain.degraded)) == (6, 1, 1)
     store = open_store(tmp_path / "a.zarr")
     for view in (0, 1):
@@ -181,28 +188,11 @@ def test_views_are_added_later_without_touching_those_that_are_there(
     assert fakes.tree(out) == fakes.tree(tmp_path / "b.zarr")
 
 
-def test_a_store_without_frames_refuses_them_and_names_what_helps(
+def test_another_image_encoder_may_have_them_beside_one_that_has_none(
     data: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "a.zarr"
     run(data, out, frames=False)
-    before = fakes.tree(out)
-    with pytest.raises(SpecMismatch) as refused:
-        run(data, out)
-    for words in ("fake-image was extracted without", "--image-frames", "another store",
-                  f"msq store convert {out} NEW.zarr --drop fake-image"):  # fmt: skip
-        assert words in str(refused.value)
-    assert fakes.tree(out) == before
-    # What the message says does it, and no token is made again.
-    convert_store(out, tmp_path / "new.zarr", drop=["fake-image"])
-    video = fakes.FakeEncoder()
-    run(data, tmp_path / "new.zarr", video=video)
-    run(data, tmp_path / "whole.zarr")
-    assert video.calls == []
-    mine, theirs = open_store(tmp_path / "new.zarr"), open_store(tmp_path / "whole.zarr")
-    rows = theirs.ok_rows()
-    assert torch.equal(mine.image_frames(rows), theirs.image_frames(rows))
-    # Another image encoder may have them beside one that has none.
     other = fakes.FakeEncoder(replace(IMAGE, slug="other"))
     run(data, out, image=other)
     store = open_store(out)
@@ -361,14 +351,25 @@ def test_a_dry_run_says_to_the_byte_what_they_take(request_: ExtractRequest, dty
     assert after["bytes"] == {**before["bytes"], "pending": 0}
 
 
-def test_a_dry_run_refuses_what_the_run_would(request_: ExtractRequest) -> None:
-    replace(request_, image_frames=False).run()
-    assert request_.out is not None
-    before = fakes.tree(request_.out)
-    for refused in (dry_run, ExtractRequest.run):
-        with pytest.raises(SpecMismatch, match="without its features of each frame"):
-            refused(request_)
-    assert fakes.tree(request_.out) == before
+def test_a_dry_run_says_what_is_added_to_rows_that_are_done(request_: ExtractRequest) -> None:
+    asked = replace(request_, views=1)
+    replace(asked, image_frames=False).run()
+    assert asked.out is not None
+    before, size = fakes.tree(asked.out), stored_bytes(asked.out)
+    plain, said = dry_run(replace(asked, image_frames=False)), dry_run(request_)
+    assert fakes.tree(asked.out) == before
+    image = said["encoders"]["fake-image"]
+    assert image["shards"] == {"total": 4, "done": 0, "pending": 4}  # those of both views
+    assert image["frames"] == {"total": 2 * 5 * 3, "pending": 2 * 5 * 3}
+    assert said["encoders"]["fake-video"]["shards"]["pending"] == 0
+    assert plain["bytes"]["pending"] == 0
+    metadata = ("image", "time", "status")
+    again = [asked.out / name / "fake-image/zarr.json" for name in metadata]
+    before_bytes = sum(file.stat().st_size for file in again)  # they are written anew
+    assert request_.run().done == 5
+    total = stored_bytes(asked.out)
+    assert said["bytes"]["total"] == total
+    assert said["bytes"]["pending"] == total - size + before_bytes
 
 
 def test_room_for_the_frames_is_asked_for_before_the_first_clip(

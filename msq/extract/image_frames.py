@@ -2,57 +2,82 @@
 
 The mean over frames is what a head is trained on; the features of each frame are stored on request
 (`--image-frames`). One commit record counts for both.
+
+They can be added to rows that are done. Their files are then written shard by shard, each whole or
+not at all, while the encoder's other arrays say `adding`; their own metadata, without which no Zarr
+library sees an array, comes when no done row is without, and the others say `stored` after it. So
+a commit record vouches at no moment for frames that Zarr would read as zeros.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msq.errors import SpecMismatch, UsageError
+from msq.errors import MsqError, UsageError
 from msq.extract import store_schema as schema
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.store_seal import read_metadata
 
+# None; those of some rows, to be completed by the next extraction; all, be they damaged.
+FramesState = Literal["", "adding", "stored"]
+KEY = "image_frames"  # in `attributes.msq` of each of an image encoder's arrays
 _ROUNDING = 2.0**-7  # twice that of bfloat16, of the number types the one with the fewest digits
 _SMALLEST = 2.0**-23  # float16 holds nothing between 0 and half of it
 
 
-def has_image_frames(store: Path, slug: str) -> bool:
-    """Whether a store holds what an encoder says of each frame, be it damaged.
+def frames_in(store: Path, slug: str) -> FramesState:
+    """Whether a store holds what an encoder says of each frame; see `FramesState`.
 
-    Its metadata may be gone while its chunks are there: then it is not as if they had never been.
+    A mark in any of the encoder's arrays is enough: they are written one after the other, and some
+    may be damaged. Stores of before there were marks have them where there is anything of them.
     """
     folder = store / schema.IMAGE_FRAMES / slug
     if (folder / "zarr.json").exists():
-        return True
-    return any(f.is_file() and not f.name.startswith(".") for f in folder.rglob("*"))
+        return "stored"
+    groups = (schema.FEATURE_GROUP["image"], "time", "status")
+    marks = {_mark(store / group / slug / "zarr.json") for group in groups}
+    if "stored" in marks:
+        return "stored"
+    if "adding" in marks:
+        return "adding"
+    return "stored" if any(_is_file(f) for f in folder.rglob("*")) else ""
 
 
-def refuse_image_frames(store: Path, spec: EncoderSpec) -> None:
-    """Refuse to put features of each frame beside those of an encoder that was stored without.
+def _mark(path: Path) -> object:
+    try:
+        return read_metadata(path)["attributes"]["msq"].get(KEY)
+    except (FileNotFoundError, MsqError, KeyError, AttributeError):
+        return None
 
-    One commit record counts for all arrays of an encoder: those that are there would vouch for
-    frames that are not. Where nothing was committed yet, nothing stands in the way.
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+def attributes_of(state: FramesState) -> dict[str, str]:
+    """What an image encoder's arrays say of its features of each frame: nothing without any."""
+    return {KEY: state} if state else {}
+
+
+def asked_for(store: Path, spec: EncoderSpec) -> FramesState:
+    """What becomes of a store without frames that is asked for them.
+
+    Where rows are recorded as done, their frames are added: nobody sees them before all of them
+    are there, since the record of these rows would vouch for what is missing.
 
     Raises:
-        SpecMismatch: some of its rows are there.
         UsageError: it is no image encoder.
     """
     if spec.kind != "image":
         raise UsageError(
             f"image frames: expected an image encoder, found {spec.slug} ({spec.kind})"
         )
-    if any(f.is_file() for f in (store / "status" / spec.slug / "c").rglob("*")):
-        raise SpecMismatch(
-            f"{store}: {spec.slug} was extracted without its features of each frame: expected "
-            f"{schema.IMAGE_FRAMES}/{spec.slug} (--image-frames), found image/{spec.slug} alone; "
-            "they are not added to rows that are there.\nLeave --image-frames out, write to "
-            "another store, or make this encoder's features anew beside all the others:\n"
-            f"  msq store convert {store} NEW.zarr --drop {spec.slug}\n"
-            "  the same msq extract with --out NEW.zarr --image-frames"
-        )
+    records = store / "status" / spec.slug / "c"
+    return "adding" if any(_is_file(f) for f in records.rglob("*")) else "stored"
 
 
 def apart(

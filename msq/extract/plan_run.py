@@ -72,8 +72,8 @@ def dry_run(request: ExtractRequest) -> dict[str, Any]:
     todo = {name: _todo(look, name, views) for name in specs}
     sizes = {name: _Sizes(look, spec) for name, spec in specs.items()}
     unfinished = {shard for shards in todo.values() for shard, _ in shards}
-    pending = sum(sizes[name].of([shard for shard, _ in todo[name]]) for name in specs)
-    pending += look.absent_bytes
+    look.complete_frames()
+    pending = sum(sizes[name].of(todo[name]) for name in specs) + look.absent_bytes
     free = _free_bytes(out)
     expected = expected_time(
         look,
@@ -209,6 +209,9 @@ class _Look(StoreWriter):
     def _replace(self, key: str, content: bytes) -> None:
         self._replaced[key] = len(content)
 
+    def _has_frames(self, slug: str, shard: int, view: View) -> bool:
+        return True  # by the end of the run
+
 
 class _Sizes:
     """Bytes of one encoder's files, by part: what the shard writer makes of full rows."""
@@ -216,7 +219,7 @@ class _Sizes:
     PARTS = ("features", "image_frames", "times", "status")
 
     def __init__(self, look: StoreWriter, spec: EncoderSpec) -> None:
-        self._look = look
+        self._look, self._slug = look, spec.slug
         groups = {schema.IMAGE_FRAMES: "image_frames", "time": "times"}
         self._arrays = {
             groups.get(array.name.partition("/")[0], "features"): array
@@ -224,9 +227,11 @@ class _Sizes:
         }
         self.whole = self._parts([*range(look.shards)] * len(look.views[spec.slug]))
 
-    def of(self, shards: list[int]) -> int:
-        """Bytes of these shards, of one view each."""
-        return sum(self._parts(shards).values())
+    def of(self, todo: Sequence[tuple[int, View]]) -> int:
+        """Bytes that these shards of one view each lack: of done ones the image frames alone."""
+        added = [s for s, view in todo if self._look.lacks_frames(self._slug, s, view)]
+        made = [s for s, view in todo if not self._look.lacks_frames(self._slug, s, view)]
+        return sum(self._parts(made).values()) + self._parts(added)["image_frames"]
 
     def _parts(self, shards: list[int]) -> dict[str, int]:
         rows = sum(len(self._look.rows(shard)) for shard in shards)
@@ -256,11 +261,19 @@ def _text(look: StoreWriter, text: TextEncoder, prompts: Mapping[str, Prompt]) -
 
 def _todo(look: StoreWriter, encoder: str, views: Sequence[View]) -> list[tuple[int, View]]:
     """What this run would make: shards of one view each."""
-    return [
+    found = [
         (shard, view)
         for view in views
         for shard in range(look.shards)
         if not look.is_done(encoder, shard, view)
+    ]
+    # Features of each frame come to all views.
+    owed = [v for v in look.views[encoder] if v not in views] if encoder in look.adding else []
+    return found + [
+        (shard, view)
+        for view in owed
+        for shard in range(look.shards)
+        if look.lacks_frames(encoder, shard, view)
     ]
 
 

@@ -6,7 +6,7 @@ take too much memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -39,6 +39,8 @@ class ShardPlan:
 
     Attributes:
         parts: what is asked of each shard.
+        owed: what is not asked for, and has features of each frame to come where it is done: the
+            store shows them when no done row of any view is without.
     """
 
     def __init__(
@@ -54,20 +56,38 @@ class ShardPlan:
         self._batch = batch
         self._workers = workers
         self.parts: list[Part] = [(slug, view) for view in views for slug in encoders]
+        self.owed: list[Part] = [
+            (slug, view)
+            for slug in encoders
+            if slug in writer.adding
+            for view in writer.views[slug]
+            if view not in views
+        ]
+
+    def left(self, shard: int, again: Collection[Part] = ()) -> list[Part]:
+        """What of a shard is to be made: what it lacks, and what is to be made `again`."""
+        done, lacks_frames = self._writer.is_done, self._writer.lacks_frames
+        return [
+            *(p for p in self.parts if p in again or not done(p[0], shard, p[1])),
+            *(p for p in self.owed if lacks_frames(p[0], shard, p[1])),
+        ]
 
     def pending(self) -> dict[int, list[Part]]:
         """Shard -> encoders and views for which it is not done."""
-        pending = {}
-        for shard in range(self._writer.shards):
-            parts = [
-                part for part in self.parts if not self._writer.is_done(part[0], shard, part[1])
-            ]
-            if parts:
-                pending[shard] = parts
-        return pending
+        found = {shard: self.left(shard) for shard in range(self._writer.shards)}
+        return {shard: parts for shard, parts in found.items() if parts}
 
     def recoverable(self, pending: Mapping[int, Sequence[Part]]) -> dict[int, list[Part]]:
-        """Done shards with failed rows that would come out otherwise today -> what to redo."""
+        """Shards with failed rows that would come out otherwise today -> what to redo.
+
+        Those that are `pending` are made in any case, but for features of each frame that are
+        added to done rows.
+        """
+        lacks_frames = self._writer.lacks_frames
+        pending = {
+            shard: [p for p in parts if not lacks_frames(p[0], shard, p[1])]
+            for shard, parts in pending.items()
+        }
         failed: dict[int, dict[Part, tuple[str, str]]] = {}
         for shard in range(self._writer.shards):
             for failure in self._writer.failures(shard):

@@ -18,6 +18,7 @@ from msq.extract.commits import Commits
 from msq.extract.crew import Crew
 from msq.extract.decode_pool import Decoded, decode_in_order
 from msq.extract.extract_result import Stages
+from msq.extract.frames_added import AddedFrames
 from msq.extract.shard_builder import FrameEncoder, OnDegraded, Part, ShardBuilder
 from msq.extract.shard_claims import Member
 from msq.extract.shard_making import ShardMaker
@@ -80,6 +81,7 @@ class ShardRun:
             self.stages,
             self.warnings,
         )
+        self._added = AddedFrames(writer)
         self._again: dict[int, list[Part]] = {}
         self._crew = Crew(None, self.told)
 
@@ -91,6 +93,8 @@ class ShardRun:
             member: this worker among others, who all do what the `first` of them found.
             first: whether that is this worker.
         """
+        if first:
+            self.writer.complete_frames()  # a run that was killed may have come so far
         self._todo = self._shards.pending()
         if retry_failed and first:
             self._again = self._shards.recoverable(self._todo)
@@ -147,6 +151,7 @@ class ShardRun:
                     self._do(job, queue, stream)
                     job = queue.next_job() or self._settled(queue)
             pause = 0.05
+        self._added.end()
         return self._made - self._made_before
 
     def missing(self) -> list[int]:
@@ -194,11 +199,7 @@ class ShardRun:
         again = self._again.get(shard, ())
         if again and self._crew.is_made_again(shard):
             again = ()
-        return [
-            part
-            for part in self.parts
-            if part in again or not self.writer.is_done(part[0], shard, part[1])
-        ]
+        return self._shards.left(shard, again)
 
     def _make(
         self, shard: int, parts: Sequence[Part], stream: Iterator[Decoded], *, last: bool
@@ -233,8 +234,17 @@ class ShardRun:
     def _commit(self, shard: int, builder: ShardBuilder) -> tuple[int, float]:
         """Write what was made, in the thread of commits; returns frames and seconds."""
         started = time.perf_counter()
-        rows = dict(builder.rows)
-        for slug, view in builder.rows:
+        reduced = self._maker.reduced.get(shard)
+        batches = () if reduced is None else (reduced,)
+        added = {
+            part: data
+            for part, data in builder.rows.items()
+            if part not in self._again.get(shard, ()) and self._added.takes(part, shard)
+        }
+        for part, data in added.items():
+            self._added.add(part, shard, data, builder.failures, batches)
+        rows = {part: data for part, data in builder.rows.items() if part not in added}
+        for slug, view in tuple(rows):
             if lost := self._lost(slug, shard, rows[slug, view].status, view):
                 del rows[slug, view]
                 shown = ", ".join(repr(self.writer.dataset.clips[row].id) for row in lost[:5])
@@ -246,18 +256,17 @@ class ShardRun:
         for view in dict.fromkeys(view for _, view in rows):
             these = {slug: data for (slug, other), data in rows.items() if other == view}
             failures = [f for f in builder.failures if f.encoder in these and f.view == str(view)]
-            reduced = self._maker.reduced.get(shard)
-            batches = () if reduced is None else (reduced,)
             self.writer.commit(shard, these, failures, view, batches)
         frames = sum(
-            len(data.status) * self.encoders[slug].spec.frames for (slug, _), data in rows.items()
+            len(data.status) * self.encoders[slug].spec.frames
+            for (slug, _), data in (rows | added).items()
         )
         return frames, time.perf_counter() - started
 
     def _lost(self, slug: str, shard: int, status: NDArray[np.uint8], view: View) -> list[int]:
         """Rows that are whole in the store now and would not be after the commit."""
         before = self.writer.status(slug, shard, view)
-        if before is None or not self.writer.is_whole(slug, shard, before, view):
+        if before is None or not self.writer.is_whole(slug, shard, before, view, only_frames=False):
             return []
         lost = np.isin(before, READABLE) & ~np.isin(status, READABLE)
         return [self.writer.rows(shard)[int(place)] for place in np.flatnonzero(lost)]

@@ -156,8 +156,9 @@ class FeatureStore(StoreFolder):
         if not self.has_image_frames(slug):
             raise StoreError(
                 f"{self.path}: no features of each frame of {slug!r} (expected "
-                f"{schema.IMAGE_FRAMES}/{slug}): it was extracted without --image-frames, and "
-                f"image/{slug} holds their mean; extract with --image-frames into another store"
+                f"{schema.IMAGE_FRAMES}/{slug}): it was extracted without --image-frames, or they "
+                f"are still being added, and image/{slug} holds their mean; the same msq extract "
+                "with --image-frames adds them"
             )
         return self._read(schema.IMAGE_FRAMES, rows, slug, view)
 

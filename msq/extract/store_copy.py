@@ -17,6 +17,7 @@ from msq.extract import store_schema as schema
 from msq.extract.claims import claim_store
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.image_frames import asked_for, frames_in
 from msq.extract.location import is_archive, is_local
 from msq.extract.store import FeatureStore
 from msq.extract.store_folder import StoreFolder
@@ -99,12 +100,8 @@ def copy_rows(
         spec = first.spec(slug, kind)
         kept = [v for v in first.views(slug) if views is None or v in views]
         frames = first.has_image_frames(slug)
+        _check_frames(out, spec, first)
         writer.add_encoder(spec, kept, frames)
-        if slug in writer.image_frames and not frames:
-            raise SpecMismatch(
-                f"{out}: holds features of each frame of {slug}, and {first.path} has none to "
-                "copy; write to another store"
-            )
         for view in kept:
             for number in range(writer.shards):
                 here = [row for k in writer.rows(number) if (row := rows[k]) is not None]
@@ -152,6 +149,25 @@ def _widened(store: FeatureStore, slug: str, before: str, after: str) -> str | N
     if after == "float32" and before != "float32":
         return before
     return str(recorded) if recorded and after == before else None
+
+
+def _check_frames(out: Path, spec: EncoderSpec, source: FeatureStore) -> None:
+    """Refuse a store whose rows of an encoder have features of each frame where these have none.
+
+    Raises:
+        SpecMismatch: one of the two has them and the other not.
+    """
+    there, copied = frames_in(out, spec.slug), source.has_image_frames(spec.slug)
+    if there and not copied:
+        raise SpecMismatch(
+            f"{out}: holds features of each frame of {spec.slug}, and {source.path} has none to "
+            "copy; write to another store"
+        )
+    if copied and (there or asked_for(out, spec)) == "adding":
+        raise SpecMismatch(
+            f"{out}: has rows of {spec.slug} without features of each frame, and {source.path} has "
+            "rows with them; write to another store"
+        )
 
 
 def _copy_shard(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from msq.errors import StoreError, StoreNotFound
 from msq.extract import store_schema as schema
 from msq.extract.encoders.spec import EncoderSpec
-from msq.extract.image_frames import has_image_frames
+from msq.extract.image_frames import FramesState, frames_in
 from msq.extract.location import zarr_store
 from msq.extract.row_index import Rows, row_numbers
 from msq.extract.store_array import ZARR_ERRORS, StoreArray
@@ -154,7 +154,11 @@ class StoreFolder:
 
     def has_image_frames(self, encoder: str) -> bool:
         """Whether an image encoder's features of each frame are here, be they damaged."""
-        return has_image_frames(self.path, encoder)
+        return self.image_frames_state(encoder) == "stored"
+
+    def image_frames_state(self, encoder: str) -> FramesState:
+        """Whether they are here, or are `adding`: then the next extraction completes them."""
+        return frames_in(self.path, encoder)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one array, by its path in the store."""

@@ -20,6 +20,8 @@ from msq.extract import store_schema as schema
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import Prompt
 from msq.extract.encoders.spec import EncoderSpec
+from msq.extract.image_frames import FramesState
+from msq.extract.image_frames import attributes_of as frames_attributes
 from msq.extract.store_seal import sealed
 from msq.extract.store_versions import library_versions
 from msq.extract.store_views import attributes_of
@@ -120,15 +122,16 @@ def encoder_keys(
     store_dtype: schema.StoreDtype,
     shard: int,
     views: Sequence[View] = (CLEAN,),
-    image_frames: bool = False,
+    image_frames: FramesState = "",
 ) -> dict[str, bytes]:
     """Metadata of features, time and status of one video or image encoder.
 
-    With `image_frames` that of its features of each frame, too.
+    Where `image_frames` are stored that of its features of each frame, too.
     """
     keys = StoreKeys()
     attributes = {
         **schema.encoder_attributes(spec, dataset_name, store_dtype, shard),
+        **frames_attributes(image_frames),
         **attributes_of(views),
     }
     token, channel, frame = schema.encoder_dimensions(spec.slug)
@@ -138,7 +141,7 @@ def encoder_keys(
         schema.IMAGE_FRAMES: (frame, channel),
         "time": (frame,),
     }
-    for array in schema.large_arrays(spec, store_dtype, image_frames):
+    for array in schema.large_arrays(spec, store_dtype, image_frames == "stored"):
         keys.array(
             array.name,
             (clips, len(views), *array.row),

@@ -20,7 +20,7 @@ from msq.extract import store_schema as schema
 from msq.extract.atomic import remove_file, remove_temporaries, write_file
 from msq.extract.claims import claim_store
 from msq.extract.encoders.spec import EncoderSpec
-from msq.extract.image_frames import has_image_frames
+from msq.extract.image_frames import frames_in
 from msq.extract.location import is_archive, is_local
 from msq.extract.store_folder import read_root
 from msq.extract.store_keys import StoreKeys, encoder_keys
@@ -194,8 +194,9 @@ class _Work:
         except MsqError:
             return {}
         kinds = ("video", "image")
-        frames = has_image_frames(self._path, slug)
-        names = dict.fromkeys(n for kind in kinds for n in schema.array_names(kind, slug, frames))
+        frames = frames_in(self._path, slug)
+        has = frames == "stored"
+        names = dict.fromkeys(n for kind in kinds for n in schema.array_names(kind, slug, has))
         for sister in reversed(names):
             try:
                 document = read_metadata(self._path / sister / "zarr.json")

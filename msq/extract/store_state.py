@@ -30,6 +30,7 @@ class StoreState:
         specs: encoder -> how its features are made.
         views: encoder -> its views, in the order of `view`.
         image_frames: names of the encoders whose features of each frame are stored, too.
+        adding: those of them whose features of each frame are being added to done rows.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class StoreState:
         self.specs: dict[str, EncoderSpec] = {}
         self.views: dict[str, tuple[View, ...]] = {}
         self.image_frames: set[str] = set()
+        self.adding: set[str] = set()
 
     def arrays(self, slug: str) -> tuple[schema.FeatureArray, ...]:
         """The arrays of an encoder but `status`, in the order they are written."""
@@ -68,12 +70,28 @@ class StoreState:
             return None
 
     def is_whole(
-        self, slug: str, shard: int, status: NDArray[np.uint8], view: View = CLEAN
+        self,
+        slug: str,
+        shard: int,
+        status: NDArray[np.uint8],
+        view: View = CLEAN,
+        *,
+        only_frames: bool | None = None,
     ) -> bool:
-        """Whether each file that the status asks for is there and its index fits."""
+        """Whether each file that the status asks for is there and its index fits.
+
+        Args:
+            slug: of the encoder.
+            shard: which shard.
+            status: `[n]` of its rows.
+            view: which view.
+            only_frames: look at the features of each frame alone; False at all but these.
+        """
         readable = np.isin(status, (schema.OK, schema.DEGRADED))
         number = self._number(slug, view)
         for array in self.arrays(slug):
+            if only_frames not in (None, array.name.startswith(f"{schema.IMAGE_FRAMES}/")):
+                continue
             try:
                 if array.sharded:
                     if readable.any():
@@ -90,9 +108,25 @@ class StoreState:
 
     def is_done(self, slug: str, shard: int, view: View = CLEAN) -> bool:
         """Whether nothing is left to do for this encoder, shard and view."""
+        status = self._recorded(slug, shard, view)
+        return status is not None and self.is_whole(slug, shard, status, view)
+
+    def lacks_frames(self, slug: str, shard: int, view: View = CLEAN) -> bool:
+        """Whether the features of each frame are all that is left to do."""
+        if slug not in self.image_frames:
+            return False
+        status = self._recorded(slug, shard, view)
+        return (
+            status is not None
+            and not self.is_whole(slug, shard, status, view, only_frames=True)
+            and self.is_whole(slug, shard, status, view, only_frames=False)
+        )
+
+    def _recorded(self, slug: str, shard: int, view: View) -> NDArray[np.uint8] | None:
+        """Status of a shard of which it is recorded what became of each row; else None."""
         status = self.status(slug, shard, view)
         if status is None or (status == schema.MISSING).any():
-            return False
+            return None
         bad = {
             (row, int(code))
             for row, code in zip(self.rows(shard), status, strict=True)
@@ -103,7 +137,7 @@ class StoreState:
             for f in self.failures(shard)
             if f.encoder == slug and f.view == str(view)
         }
-        return bad == recorded and self.is_whole(slug, shard, status, view)
+        return status if bad == recorded else None
 
     def failures(self, shard: int) -> list[Failure]:
         """What is recorded for one shard, one entry for each encoder and view."""

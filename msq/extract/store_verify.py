@@ -6,6 +6,7 @@ what keeps a part from being looked at is itself a problem.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 from msq.errors import MsqError, StoreError
 from msq.extract import store_schema as schema
 from msq.extract.atomic import TEMPORARY_SUFFIX
+from msq.extract.image_frames import frames_in
 from msq.extract.store_folder import StoreFolder, read_root
 from msq.extract.store_problems import Kind, Problem, Verification, listed
 from msq.extract.store_seal import layout_is_changed, read_metadata, recorded_digests
@@ -66,6 +68,9 @@ def verify_store(path: Path) -> Verification:
         for slug in store.encoders(kind):
             arrays = schema.array_names(kind, slug, store.has_image_frames(slug))
             missing = [a for a in arrays if f"{a}/zarr.json" not in files]
+            group = f"{schema.IMAGE_FRAMES}/zarr.json"
+            if f"{schema.IMAGE_FRAMES}/{slug}" in missing and group not in files:
+                _add(found, "metadata", path / group, path, "missing")
             for array in missing:
                 _add(found, "metadata", path / array / "zarr.json", path, "missing", encoder=slug)
             # What cannot be told apart from a change is not read: the metadata says how to.
@@ -136,6 +141,7 @@ def _lost_features(store: StoreFolder, files: list[str], found: Verification) ->
 def _strays(path: Path, files: list[str], found: Verification) -> None:
     """Files that belong to nothing: of killed writers, or of somebody else."""
     known = {file.rpartition("/")[0] for file in files if file.endswith("/zarr.json")}
+    known |= _coming_frames(path, files, found)
     for file in files:
         folder, _, name = file.rpartition("/")
         if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX):
@@ -146,6 +152,19 @@ def _strays(path: Path, files: list[str], found: Verification) -> None:
             continue
         elif file.split("/c/")[0] not in known:
             _add(found, "stray", path / file, path, "belongs to no array of the store")
+
+
+def _coming_frames(path: Path, files: list[str], found: Verification) -> set[str]:
+    """Arrays of features of each frame that are being added, and have no metadata as yet."""
+    group = f"{schema.IMAGE_FRAMES}/"
+    chunks = Counter(f.split("/")[1] for f in files if f.startswith(group) and "/c/" in f)
+    coming = {slug for slug in chunks if frames_in(path, slug) == "adding"}
+    for slug in sorted(coming):
+        found.notes.append(
+            f"{slug}: features of each frame are being added, {chunks[slug]} shards have them and "
+            "nobody sees them yet (the next msq extract with this encoder completes them)"
+        )
+    return {f"{group}{slug}" for slug in coming}
 
 
 def _dataset(

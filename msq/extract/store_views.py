@@ -38,12 +38,22 @@ def joined(found: Iterable[View], wanted: Iterable[View]) -> tuple[View, ...]:
     return tuple(dict.fromkeys((CLEAN, *found, *wanted)))
 
 
-def with_views(content: bytes, views: Sequence[View]) -> bytes:
-    """A `zarr.json` whose array has these views: its extent and its list, nothing else."""
+def with_views(
+    content: bytes, views: Sequence[View], more: Mapping[str, Any] | None = None
+) -> bytes:
+    """A `zarr.json` whose array has these views: its extent and its list, nothing else.
+
+    Args:
+        content: the `zarr.json` before.
+        views: those that it is to have.
+        more: attributes that it is to have besides, in the place where a new array has them.
+    """
     meta: dict[str, Any] = json.loads(content)
     meta["shape"][1] = len(views)
-    meta["attributes"]["msq"].pop(KEY, None)
-    meta["attributes"]["msq"] |= attributes_of(views)
+    attributes = meta["attributes"]["msq"]
+    for key in (*(more or ()), KEY):
+        attributes.pop(key, None)
+    attributes |= {**(more or {}), **attributes_of(views)}
     return sealed(json.dumps(meta).encode())
 
 

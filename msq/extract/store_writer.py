@@ -21,7 +21,8 @@ from msq.extract.atomic import remove_file, remove_temporaries, write_file
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.encoders.prompts import Prompt
 from msq.extract.encoders.spec import EncoderSpec
-from msq.extract.image_frames import has_image_frames, refuse_image_frames
+from msq.extract.image_frames import FramesState, asked_for, frames_in
+from msq.extract.image_frames import attributes_of as frames_attributes
 from msq.extract.shard import encode_chunk, encode_shard
 from msq.extract.store_difference import encoder_difference, root_difference
 from msq.extract.store_identity import (
@@ -106,11 +107,11 @@ class StoreWriter(StoreState):
             spec: of the encoder.
             views: of each clip.
             image_frames: store its features of each frame, too. Where the store has them they are
-                written whether asked for or not, and it is one of `image_frames` then.
+                written whether asked for or not, and it is one of `image_frames` then; also of
+                `adding` where rows are done without (see `complete_frames`).
 
         Raises:
-            SpecMismatch: an encoder of this name made its features in another way, or is there
-                without its features of each frame.
+            SpecMismatch: an encoder of this name made its features in another way.
             StoreError: there are commit records, and no metadata that says how they were made.
             UsageError: the name is a dimension's, or the other kind of encoder has it; features of
                 each frame are asked of a video encoder.
@@ -123,14 +124,14 @@ class StoreWriter(StoreState):
                 "made; msq store repair removes them, and they are made again"
             )
         every = joined(self._recorded_views(spec), views)
-        there = spec.kind == "image" and has_image_frames(self.path, spec.slug)
-        if there or image_frames:
-            self.image_frames.add(spec.slug)
+        compare_encoder(self.path, self.encoder_content(spec, every))
+        state = frames_in(self.path, spec.slug) if spec.kind == "image" else ""
+        if image_frames and not state:
+            state = asked_for(self.path, spec)
+        self.image_frames |= {spec.slug} if state else set()
+        self.adding |= {spec.slug} if state == "adding" else set()
         content = self.encoder_content(spec, every)
-        compare_encoder(self.path, content)
-        if image_frames and not there:
-            refuse_image_frames(self.path, spec)
-        if spec.slug in self.image_frames:
+        if state == "stored":
             # First, so that a writer killed in between leaves a store that says what was asked.
             first = f"{schema.IMAGE_FRAMES}/{spec.slug}/zarr.json"
             content = {first: content[first], **image_frames_group(), **content}
@@ -141,7 +142,6 @@ class StoreWriter(StoreState):
 
     def encoder_content(self, spec: EncoderSpec, views: Sequence[View]) -> dict[str, bytes]:
         """The metadata of an encoder's arrays."""
-        frames = spec.slug in self.image_frames
         return encoder_keys(
             spec,
             self.dataset.name,
@@ -149,8 +149,31 @@ class StoreWriter(StoreState):
             self.store_dtype,
             self.shard,
             views,
-            frames,
+            self._frames(spec.slug),
         )
+
+    def _frames(self, slug: str) -> FramesState:
+        return "adding" if slug in self.adding else "stored" if slug in self.image_frames else ""
+
+    def complete_frames(self) -> None:
+        """Features of each frame that were added to done rows can be seen when none is without.
+
+        To be called whenever shards were made; it does nothing while a row is left.
+        """
+        for slug in sorted(self.adding):
+            shards = ((s, v) for s in reversed(range(self.shards)) for v in self.views[slug])
+            if not all(self._has_frames(slug, shard, view) for shard, view in shards):
+                continue
+            self.adding.discard(slug)
+            spec, views = self.specs[slug], self.views[slug]
+            name = f"{schema.IMAGE_FRAMES}/{slug}/zarr.json"
+            content = self.encoder_content(spec, views)
+            self._publish({**image_frames_group(), name: content[name]})
+            self._grow(spec, views)
+
+    def _has_frames(self, slug: str, shard: int, view: View) -> bool:
+        status = self.status(slug, shard, view)
+        return status is None or self.is_whole(slug, shard, status, view, only_frames=True)
 
     def has_text(self, spec: EncoderSpec, prompt: str, template: Prompt) -> bool:
         """Whether the class embeddings of this prompt are there.
@@ -235,6 +258,36 @@ class StoreWriter(StoreState):
                 remove_file(path)
         return written
 
+    def add_frames(
+        self,
+        slug: str,
+        shard: int,
+        frames: NDArray[np.generic],
+        view: View = CLEAN,
+        smaller_batches: Collection[int] = (),
+    ) -> int:
+        """Write the features of each frame of a shard that is done without them.
+
+        Args:
+            slug: of the encoder.
+            shard: which shard.
+            frames: `[n, T, D'']` in the dtype on disk; of rows that failed they hold anything.
+            view: which view.
+            smaller_batches: as of `commit`.
+
+        Returns:
+            Bytes written.
+        """
+        status = self.status(slug, shard, view)
+        assert status is not None, "a shard that lacks_frames"
+        readable = np.isin(status, (schema.OK, schema.DEGRADED))
+        batches = [SmallerBatch(batch, slug, str(view)) for batch in smaller_batches]
+        if batches:
+            self._write_failures(shard, self.failures(shard), [*self.batches(shard), *batches])
+        array = schema.frame_array(self.specs[slug], self.store_dtype)
+        path = self.path / array.key(shard, self._number(slug, view))
+        return write_file(path, encode_shard(frames, self.shard, array.fill, readable))
+
     def _write_failures(
         self, shard: int, failures: Iterable[Failure], batches: Iterable[SmallerBatch]
     ) -> None:
@@ -254,14 +307,17 @@ class StoreWriter(StoreState):
         return ()
 
     def _grow(self, spec: EncoderSpec, views: Sequence[View]) -> None:
-        """Bring the metadata of an encoder's arrays to these views, `status` last."""
-        frames = spec.slug in self.image_frames
-        for name in schema.array_names(spec.kind, spec.slug, frames):
+        """Bring the metadata of an encoder's arrays to these views and frames, `status` last."""
+        state = self._frames(spec.slug)
+        wanted = frames_attributes(state)
+        for name in schema.array_names(spec.kind, spec.slug, state == "stored"):
             path = self.path / name / "zarr.json"
             if path.exists():
                 content = path.read_bytes()
-                if views_in(metadata(content)["attributes"]["msq"]) != tuple(views):
-                    self._replace(f"{name}/zarr.json", with_views(content, views))
+                found = metadata(content)["attributes"]["msq"]
+                marked = wanted.items() <= found.items()
+                if not marked or views_in(found) != tuple(views):
+                    self._replace(f"{name}/zarr.json", with_views(content, views, wanted))
 
     def _replace(self, key: str, content: bytes) -> None:
         """Write a key over the one that is there."""
