@@ -6,16 +6,18 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
+from av.packet import PacketSideData
 
 from msq.errors import VideoError
 from msq.extract.cuts import decode_cuts
 from msq.extract.decode_task import DecodeTask, Picture, decode
 from msq.extract.h264 import References, _units
+from msq.extract.hidden import revealed
 from msq.extract.packets import open_stream
 from msq.extract.plan import Run, places_by_time, planned_frames
 from msq.extract.sampling import sample_indices
@@ -359,3 +361,23 @@ def test_references_count_on_in_whole_files_and_a_missing_one_is_found(
 
 def _is_idr(packet: bytes) -> bool:
     return any(unit and unit[0] & 0x1F == 5 for size in (4, 0) for unit in _units(packet, size))
+
+
+def test_a_hidden_packet_is_revealed_with_all_that_it_has(media: Any) -> None:
+    with av.open(str(media("edit list.mp4"))) as container, av.open(str(media("cfr.mp4"))) as other:
+        stream = container.streams.video[0]
+        hidden = next(p for p in container.demux(stream) if p.is_discard)
+        plain = next(p for p in other.demux(video=0) if p.size)
+        assert revealed(stream.codec_context, plain) is plain
+        assert revealed(stream.codec_context, None) is None
+        sets = cast("Any", PacketSideData)(1, 8)  # new parameter sets
+        sets.update(b"avcC 1 2")
+        hidden.set_sidedata(sets)
+        shown = revealed(stream.codec_context, hidden)
+        assert shown is not None
+        assert not shown.is_discard
+        assert bytes(shown) == bytes(hidden)
+        names = ("pts", "dts", "time_base", "is_keyframe", "size")
+        assert [getattr(shown, n) for n in names] == [getattr(hidden, n) for n in names]
+        (side,) = shown.iter_sidedata()
+        assert (side.data_type, bytes(side)) == ("new_extradata", b"avcC 1 2")

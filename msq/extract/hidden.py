@@ -21,10 +21,13 @@ class _Hidden:
 
 def revealed(context: VideoCodecContext, packet: VideoPacket | None) -> VideoPacket | None:
     """The packet to decode in the place of this one: its frame comes out, see `is_hidden`."""
-    if packet is None or not packet.is_discard or packet.pts is None or any(packet.iter_sidedata()):
+    if packet is None or not packet.is_discard or packet.pts is None:
         return packet
     context.flags |= Flags.copy_opaque  # a frame says which packet it is of
-    copy = av.Packet(bytes(cast("Any", packet)))
+    copy = av.Packet(packet.size)  # of bytes it would lack the padding that decoders read into
+    copy.update(cast("Any", packet))
+    for side in packet.iter_sidedata():  # parameter sets that change with the packet
+        copy.set_sidedata(side, move=True)
     copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
     copy.is_keyframe = packet.is_keyframe
     copy.opaque = _Hidden()
