@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msq.errors import DatasetError, UsageError
 from msq.extract.datasets.dataset import Dataset
+from msq.extract.datasets.options import find_class_file, with_class_file
 from msq.extract.datasets.registry import find_adapter, read_dataset
 
 
@@ -24,7 +25,7 @@ def read_named(
     Args:
         name: as in `msq datasets list`.
         root: where it lies.
-        options: of the dataset.
+        options: of the dataset; a file `classes` is looked for as `classes` below is.
         classes: file that fixes the class order (`--classes`); relative to the working folder
             where it is there, else to the root.
         task: `multilabel` or `singlelabel` (`--task`); None is the dataset's own.
@@ -40,7 +41,7 @@ def read_named(
     adapter = find_adapter(name)
     if classes is not None and "classes" not in adapter.options:
         raise UsageError(f"--classes: dataset {adapter.name} has its own class order; leave it out")
-    taken = dict(options)
+    taken = with_class_file(options, root)
     if classes is not None:
         classes = find_class_file(classes, root)
     for key, value in _asked(classes, task, policy).items():
@@ -57,18 +58,6 @@ def read_named(
             "such items)"
         )
     return data
-
-
-def find_class_file(classes: Path, root: Path | None) -> Path:
-    """The file that `--classes` names, absolute: in the working folder, else in the dataset's root.
-
-    One that is in neither is left as it is: the dataset says where it has looked.
-    """
-    folder = None if root is None else root if root.is_dir() else root.parent
-    for path in (classes, *([] if folder is None else [folder / classes])):
-        if path.exists():
-            return path.absolute()
-    return classes
 
 
 def _asked(classes: Path | None, task: str | None, policy: str | None) -> dict[str, str]:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msq.extract.datasets.options import find_class_file, with_class_file
 from msq.extract.extract_options import PATHS
 from msq.extract.location import absolute, locate
-from msq.extract.named_dataset import find_class_file
 from msq.extract.request import ExtractRequest, split_clip_name
 
 _TUPLES = ("mean", "std", "prompts")
@@ -43,6 +43,8 @@ def anchored(request: ExtractRequest) -> ExtractRequest:
             found[name] = absolute(locate(path))
     if request.classes is not None and request.dataset is not None:
         found["classes"] = find_class_file(request.classes, request.root)
+    if request.dataset is not None:
+        found["options"] = with_class_file(request.options, request.root)
     for name in _WEIGHTS:
         if (weights := getattr(request, name)) is not None:
             found[name] = _anchored_weights(weights)

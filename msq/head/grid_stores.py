@@ -50,7 +50,7 @@ def extraction_source(settings: Mapping[str, Any], stores: Path) -> Source:
         settings: fields of `ExtractRequest`.
         stores: folder of the stores.
     """
-    from msq.extract.named_dataset import find_class_file
+    from msq.extract.datasets.options import find_class_file
 
     request = build_request(settings)
     decides = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from msq.errors import UsageError
 
@@ -24,6 +25,26 @@ def parse_options(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--option {key} is given twice: {options[key]!r} and {value!r}")
         options[key] = value.strip()
     return options
+
+
+def find_class_file(classes: Path, root: Path | None) -> Path:
+    """The file of class names that is meant, absolute: in the working folder, else in the root.
+
+    One that is in neither is left as it is: the dataset says where it has looked.
+    """
+    folder = None if root is None else root if root.is_dir() else root.parent
+    for path in (classes, *([] if folder is None else [folder / classes])):
+        if path.exists():
+            return path.absolute()
+    return classes
+
+
+def with_class_file(options: Mapping[str, str], root: Path | None) -> dict[str, str]:
+    """Options of a dataset whose `classes`, where they are among them, is `find_class_file`'s."""
+    found = dict(options)
+    if found.get("classes"):
+        found["classes"] = str(find_class_file(Path(found["classes"]).expanduser(), root))
+    return found
 
 
 def check_options(dataset: str, options: Mapping[str, str], known: Mapping[str, str]) -> None:

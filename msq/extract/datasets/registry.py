@@ -9,7 +9,7 @@ from pathlib import Path
 from msq.errors import UsageError
 from msq.extract.datasets.adapter import Adapter
 from msq.extract.datasets.dataset import Dataset
-from msq.extract.datasets.options import check_options, nearest
+from msq.extract.datasets.options import check_options, nearest, with_class_file
 
 PACKAGE = "msq.extract.datasets"
 # name -> module, or module:attribute where that is not ADAPTER
@@ -64,4 +64,4 @@ def read_dataset(name: str, root: Path | None, options: Mapping[str, str]) -> Da
     if root is None:
         raise UsageError(f"--dataset {adapter.name} needs --root DIR with {adapter.needs}")
     check_options(adapter.name, options, adapter.options)
-    return adapter.read(root, options)
+    return adapter.read(root, with_class_file(options, root))
