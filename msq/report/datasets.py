@@ -12,7 +12,7 @@ from rich.table import Table
 
 from msq.extract.datasets.adapter import Survey
 from msq.extract.datasets.archives import packed
-from msq.extract.datasets.options import check_options, parse_options
+from msq.extract.datasets.options import check_options, parse_options, with_class_file
 from msq.extract.datasets.registry import find_adapter, list_adapters
 from msq.report import terminal
 
@@ -59,7 +59,7 @@ def show_survey(name: str, root: Path, pairs: Sequence[str], *, json: bool = Fal
     adapter = find_adapter(name)
     options = parse_options(pairs)
     check_options(adapter.name, options, adapter.options)
-    survey = adapter.survey(root, options)
+    survey = adapter.survey(root, with_class_file(options, root))
     if survey.missing and (archives := packed(root)):
         note = f"{survey.missing} clips have no file{archives}"
         survey = replace(survey, notes=(*survey.notes, note))
