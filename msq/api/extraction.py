@@ -108,11 +108,7 @@ def extract_features(
         MsqError: otherwise; decode processes cannot be started.
         KeyboardInterrupt: the store is consistent; the same call goes on.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UsageError(
-            "extract_features: called while a decode process imports this script; put the call "
-            "under `if __name__ == '__main__':`, or give workers=0"
-        )
+    refuse_worker_import("extract_features")
     require_options(settings, ExtractKeywords.__annotations__, "extract_features")
     place = None if root is None else Path(root)
     hint = "msq.train_head trains a head on it"
@@ -126,3 +122,17 @@ def extract_features(
     if lines and leads():
         warnings.warn("\n".join((str(result.store), *lines)), MsqWarning, stacklevel=2)
     return result
+
+
+def refuse_worker_import(caller: str) -> None:
+    """Refuse a call by a worker process that imports the script of its parent.
+
+    Raises:
+        UsageError: it is one: the script has no main guard.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing asks
+        raise UsageError(
+            f"{caller}: called while a worker process imports this script; put the call under "
+            "`if __name__ == '__main__':`, or do without processes (workers=0 of "
+            "extract_features, workers=1 of zero_shot)"
+        )

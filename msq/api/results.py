@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +20,22 @@ class HeadResult:
         run: its run directory, for `msq.load_head`.
         protocol: `paper` or `official`.
         split: the one that was scored.
-        metrics: name -> fraction 0 to 1, or count; None where it is not a number. Means over the
+        metrics: name -> fraction 0 to 1, or count; NaN where it is not a number. Means over the
             partitions, where there are several.
-        per_class: class -> average precision, None where no clip shows it; empty for the mean of
+        per_class: class -> average precision, NaN where no clip shows it; empty for the mean of
             several partitions.
         clips: scored.
         epochs: trained; None for a head that another loop trained.
         seconds: of the training.
         seconds_per_epoch: likewise.
-        document: all of it, as in `result.json` and docs/metrics.md.
+        document: all of it, as in `result.json` and docs/metrics.md; null is None there.
     """
 
     run: Path
     protocol: str
     split: str
-    metrics: dict[str, float | None]
-    per_class: dict[str, float | None] = field(repr=False)
+    metrics: dict[str, float]
+    per_class: dict[str, float] = field(repr=False)
     clips: int
     epochs: int | None
     seconds: float | None
@@ -45,10 +46,11 @@ class HeadResult:
     def of(cls, result: Mapping[str, Any]) -> HeadResult:
         """From the contents of `result.json`, or of what `msq eval` found."""
         found: dict[str, Any] = json.loads(json_text(result))
-        keys = ("protocol", "split", "metrics", "clips", "epochs", "seconds", "seconds_per_epoch")
+        keys = ("protocol", "split", "clips", "epochs", "seconds", "seconds_per_epoch")
         return cls(
             run=Path(found["run"]),
-            per_class=found.get("per_class", {}),
+            metrics=_numbers(found["metrics"]),
+            per_class=_numbers(found.get("per_class", {})),
             document=found,
             **{key: found[key] for key in keys},
         )
@@ -64,18 +66,19 @@ class Spread:
 
     Attributes:
         mean: of the values.
-        std: their sample standard deviation; None for one value.
+        std: their sample standard deviation; NaN for one value.
         values: fractions 0 to 1, one for each split.
     """
 
-    mean: float | None
-    std: float | None
-    values: tuple[float | None, ...]
+    mean: float
+    std: float
+    values: tuple[float, ...]
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Spread:
         """From `mean`, `std`, `values`."""
-        return cls(found["mean"], found["std"], tuple(found["values"]))
+        values = tuple(map(_number, found["values"]))
+        return cls(_number(found["mean"]), _number(found["std"]), values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,7 @@ class ZeroShotLine:
     splits: int
     metric: str
     unseen: Spread
-    generalised: dict[str, float | None]
+    generalised: dict[str, float]
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -114,7 +117,7 @@ class ZeroShotLine:
             splits=found["splits"],
             metric=metric,
             unseen=Spread.of(numbers),
-            generalised=found.get("generalised", {}),
+            generalised=_numbers(found.get("generalised", {})),
             document=found,
         )
 
@@ -156,3 +159,12 @@ class ZeroShotResult:
     def to_list(self) -> list[dict[str, Any]]:
         """What `msq zero-shot --json` prints."""
         return [line.document for line in self.lines]
+
+
+def _number(value: float | None) -> float:
+    """A number of a JSON document, which has null for NaN."""
+    return math.nan if value is None else value
+
+
+def _numbers(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: _number(value) for name, value in found.items()}

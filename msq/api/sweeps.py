@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
-from msq.api.extraction import FilePath, Progress
+from msq.api.extraction import FilePath, Progress, refuse_worker_import
 from msq.api.results import ZeroShotResult
 from msq.config import Classifier, Queries
 from msq.errors import MsqWarning
@@ -98,6 +98,7 @@ def zero_shot(
         MsqError: every trial failed; the first is named.
         KeyboardInterrupt: what is done is kept; the same call goes on.
     """
+    refuse_worker_import("zero_shot")
     require_options(options, ZeroShotKeywords.__annotations__, "zero_shot")
     asked = zero_shot_options(options)
     settings = run_settings(config, overrides, {key: options.get(key) for key in _OF_RUNS})
