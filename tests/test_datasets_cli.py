@@ -318,3 +318,36 @@ def test_charades_becomes_a_store_and_a_missing_video_a_failed_row(
     assert list(found.clips) == ["AAAAA", "BBBBB", "CCCCC"]
     assert list(found.splits) == ["train", "train", "test"]
     assert found.labels().tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_check_says_which_lines_cannot_be_used_and_why(tmp_path, capsys):
+    lines = "path,labels,split\na.mp4,run,train\nb.mp4,run,holdout\n"
+    lines += "".join(f"c.mp4,run,{k}\n" for k in range(20))
+    (tmp_path / "manifest.csv").write_text(lines)
+    assert run("datasets", "check", "manifest", "--root", tmp_path) == 0
+    told = capsys.readouterr().err
+    assert "skipped: line 3: bad split 'holdout': expected train, val or test\n" in told
+    assert "skipped: … and 1 more (all of them with --json)" in told
+    assert run("datasets", "check", "manifest", "--root", tmp_path, "--json") == 0
+    items = json.loads(capsys.readouterr().out)["skipped_items"]
+    assert items[0] == {
+        "item": "line 3",
+        "reason": "bad split 'holdout': expected train, val or test",
+    }
+    assert len(items) == 21
+
+
+def test_check_does_not_list_what_a_dataset_leaves_out_by_its_own_rules(tmp_path, capsys):
+    for name in ("train/run/a.mp4", "test/run/b.mp4", "README.txt", "test/run/c.doc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert run("datasets", "check", "folder", "--root", tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [item["item"] for item in found["skipped_items"]] == ["test/run/c.doc"]
+
+
+def test_a_manifest_with_semicolons_between_the_fields_is_told_so(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text('path;labels;split\na.mp4;"run;eat";train\n')
+    assert run("datasets", "check", "manifest", "--root", tmp_path / "m.csv") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "found path;labels;split (the fields stand apart by semicolons; save them with" in told

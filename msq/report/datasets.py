@@ -70,10 +70,12 @@ def show_survey(name: str, root: Path, pairs: Sequence[str], *, json: bool = Fal
     columns = 4 if any(row[3] for row in rows) else 3
     header = ("", "found", "published", "")[:columns]
     terminal.table(f"{survey.dataset} in {root}", header, [row[:columns] for row in rows])
-    for item in survey.kept_items[:SHOWN]:
-        terminal.say(f"kept: {item['item']}: {item['change']}")
-    if (rest := len(survey.kept_items) - SHOWN) > 0:
-        terminal.say(f"kept: … and {rest} more (all of them with --json)")
+    listed = {"skipped": survey.skipped_items, "kept": survey.kept_items}
+    for title, items in listed.items():
+        for item in items[:SHOWN]:
+            terminal.say(f"{title}: {item['item']}: {item.get('change') or item['reason']}")
+        if (rest := len(items) - SHOWN) > 0:
+            terminal.say(f"{title}: … and {rest} more (all of them with --json)")
     for note in survey.notes:
         print(note)
     if survey.missing:

@@ -37,6 +37,8 @@ class Survey:
         notes: what else a user must know, one line each.
         missing_examples: the first few missing files, relative to the root.
         kept_items: `item, change` of what the policy `keep` joined, renamed or mended.
+        skipped_items: `item, reason` of what cannot be used (what is left out by the dataset's own
+            rules is counted among the oddities alone).
     """
 
     dataset: str
@@ -48,6 +50,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     missing_examples: tuple[str, ...] = ()
     kept_items: tuple[Mapping[str, str], ...] = ()
+    skipped_items: tuple[Mapping[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""

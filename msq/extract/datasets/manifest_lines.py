@@ -42,9 +42,15 @@ def csv_lines(path: Path, text: str) -> Iterator[Line]:
         raise DatasetError(f"manifest {path}: the header cannot be read as CSV: {bad}") from None
     missing = [column for column in REQUIRED if column not in header]
     if missing:
+        split = header[0].split(";") if len(header) == 1 else []
+        fix = (
+            " (the fields stand apart by semicolons; save them with commas or tabs, since labels "
+            "are joined by semicolons)"
+        )
         raise DatasetError(
             f"manifest {path}: expected a header with the columns {', '.join(REQUIRED)} "
             f"(and optionally {', '.join(OPTIONAL)}), found {', '.join(header) or 'nothing'}"
+            f"{fix if len(split) > 1 else ''}"
         )
     if len(set(header)) != len(header):
         raise DatasetError(f"manifest {path}: a column stands twice in {', '.join(header)}")

@@ -11,7 +11,7 @@ from msq.extract.datasets.adapter import Adapter, SplitCount, Survey
 from msq.extract.datasets.dataset import Dataset
 from msq.extract.datasets.locate import require_root
 from msq.extract.datasets.options import check_options, choice
-from msq.extract.datasets.survey import EXAMPLES, kept_items
+from msq.extract.datasets.survey import EXAMPLES, kept_items, skipped_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Reading:
             notes=self.notes,
             missing_examples=self.missing[:EXAMPLES],
             kept_items=kept_items(self.dataset),
+            skipped_items=skipped_items(replace(self.dataset, regular=self.regular)),
         )
 
 

@@ -49,7 +49,13 @@ def survey_dataset(
         notes=tuple(notes),
         missing_examples=tuple(_relative(path, root) for path in missing[:EXAMPLES]),
         kept_items=kept_items(data),
+        skipped_items=skipped_items(data),
     )
+
+
+def skipped_items(data: Dataset) -> tuple[dict[str, str], ...]:
+    """What cannot be used, as results list it: `item` and `reason` of each."""
+    return tuple({"item": item, "reason": reason} for item, reason in data.unusable)
 
 
 def kept_items(data: Dataset) -> tuple[dict[str, str], ...]:
