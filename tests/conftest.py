@@ -15,6 +15,19 @@ from hypothesis import settings
 
 # As `msq` itself does: pools of spinning threads crawl on a machine that has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As `make test` does: processes that are compared to the bit have as many threads as this one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A launcher's or Slurm's place is that of these tests, and not of the commands that they try.
+PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# What makes typer and rich write colours into a text, or break its lines elsewhere.
+LOOKS = {"GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "COLUMNS", "LINES",
+         "TERMINAL_WIDTH"}  # fmt: skip
+for name in [*os.environ]:
+    if name in PLACE | LOOKS or name.startswith("SLURM_"):
+        del os.environ[name]
+# Servers of these tests are here, whatever proxy leads elsewhere.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 settings.register_profile("msq", deadline=None)  # a loaded machine is no failure
 settings.load_profile("msq")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too.
