@@ -9,6 +9,7 @@ from msq.report import terminal
 
 METRICS = (
     ("map", "mAP (macro, whole set)"),
+    ("map_chance", "  the same for a random order"),
     ("map_micro", "micro AP (whole set)"),
     ("map_official", "micro AP per batch of 32 (official)"),
     ("map_charades", "mAP of the Charades scorer"),
@@ -44,11 +45,11 @@ def metric_rows(
     metrics, spread = result["metrics"], result.get("spread", {})
     partitions: Mapping[str, Mapping[str, Any]] = result.get("partitions", {})
     rows = []
-    for key, title in (*METRICS[:1], *_groups(metrics), *METRICS[1:]):
+    for key, title in (*METRICS[:2], *_groups(metrics), *METRICS[2:]):
         of_charades = str(result.get("dataset", "")).startswith("charades")
         if key in metrics and (key != "map_charades" or of_charades):
             mean = terminal.spread(metrics[key], spread.get(key))
-            rows.append((title, mean, *(terminal.percent(p[key]) for p in partitions.values())))
+            rows.append((title, mean, *(terminal.percent(p.get(key)) for p in partitions.values())))
     return ("metric", "mean %" if partitions else "%", *partitions), rows
 
 

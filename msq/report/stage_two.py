@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msq.config import RunConfig
 from msq.report import terminal
+from msq.report.score_doubts import doubts
 from msq.report.scores import counts, metric_rows, say_exports, scope
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def epoch_note(event: Mapping[str, Any]) -> str:
 def show(result: Mapping[str, Any], *, json: bool = False) -> None:
     """A run's metrics, all of them, with the protocol named."""
     say_exports(result)
+    for doubt in doubts(result):
+        terminal.say(f"warning: {doubt}")
     if json:
         terminal.print_json(result)
         return
