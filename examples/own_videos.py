@@ -57,7 +57,7 @@ def rendered() -> tuple[Path, Path, list[Path]]:
         clips = list(csv.DictReader(file))
     folder, table, rows = OUT / "videos", OUT / "labels.csv", [("file", "labels")]
     folder.mkdir(exist_ok=True)
-    for clip in clips[:80]:
+    for clip in clips[:60]:
         copied = shutil.copy(world.parent / clip["path"], folder)
         rows.append((Path(copied).name, clip["labels"]))
     (folder / "broken.mp4").write_bytes(b"the disk was full")

@@ -23,7 +23,7 @@ import msq
 FOLDER = Path("small-world")
 TRAIN, TEST = 120, 40
 # For few videos; the head of the paper has six layers and is trained for a hundred epochs.
-SMALL_HEAD = ("head.layers=2", "head.heads=4", "head.ffn=256", "optim.lr=2e-3", "train.epochs=12")
+SMALL_HEAD = ("head.layers=2", "head.heads=4", "head.ffn=256", "optim.lr=2e-3", "train.epochs=8")
 
 
 def run_msq(*words: object, codes: tuple[int, ...] = (0,)) -> None:
