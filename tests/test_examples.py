@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 # What is run here, and what needs data that are not here: its commands are parsed.
 RUN = {
     "small_world.py", "own_videos.py", "own_training_loop.py", "compare_heads.toml", "zero_shot.sh",
-    "import_features.py", "long_video.py", "read_with_xarray.py",
+    "import_features.py", "long_video.py", "read_with_xarray.py", "from_python.py",
 }  # fmt: skip
 PARSED = {"charades.sh", "animal_kingdom.sh", "slurm.sbatch"}
 _tables = runpy.run_path(str(Path(__file__).with_name("test_paper_tables.py")))
@@ -154,6 +154,24 @@ def test_own_training_loop(place):
     assert scored["epochs"] is None  # nobody told
     (item,) = msq.load_head(place / "own-loop").predict([0], store=msq.open_store(store))
     assert len(item["predictions"]) == 83
+
+
+def test_from_python(place):
+    out = python(place, "from_python.py")
+    assert "160 of 160 clips; []" in out
+    means = [float(x) for x in re.findall(r"mAP ([\d.]+) ± [\d.]+ over 3 seeds", out)]
+    runs = sorted((place / "from-python").iterdir())
+    assert [run.name for run in runs] == [
+        f"{queries}-{seed}" for queries in ("multimodal", "text") for seed in range(3)
+    ]
+    values = [metrics(run)["map"] for run in runs]
+    assert means == pytest.approx([sum(values[3:]) / 3, sum(values[:3]) / 3], abs=1e-3)
+    assert min(means) > 2 * metrics(runs[0])["map_chance"]
+    (said,) = re.findall(r"from-python/\S+ says of test-\d+: (.*)", out)
+    assert len(said.split(", ")) == 3
+    before = [(run / "result.json").stat().st_mtime_ns for run in runs]
+    assert python(place, "from_python.py") == out  # nothing is done again
+    assert [(run / "result.json").stat().st_mtime_ns for run in runs] == before
 
 
 def test_compare_heads(place):
