@@ -365,3 +365,24 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         (path / "result.json").write_text('{"metrics": {"top1": 0.5}, "task": "singlelabel"}')
     assert [table.title for table in load_tables(paths)] == [str(path) for path in paths]
     assert [table.title for table in load_tables(paths[:1])] == ["run"]
+
+
+def test_what_a_protocol_fixes_tells_no_runs_apart(tmp_path: Path) -> None:
+    """Its many fields would take the columns of those that were chosen."""
+    configs = {
+        "a": RunConfig(),
+        "b": configuration.override(RunConfig(), ["train.loss=focal"]),
+        "c": configuration.official_config("text"),
+    }
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(configuration.to_toml(config))
+        result = {"metrics": {"map": 0.5}, "task": "multilabel", "queries": "text",
+                  "classifier": "per-class", "protocol": config.train.protocol}  # fmt: skip
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    table = joined(load_tables([tmp_path / name for name in configs]))
+    assert [axis for axis in table.axes if "." in axis] == ["train.loss"]
+    header, rows = cells(table, str, lambda cell: "")
+    assert "protocol" in header
+    assert [row[header.index("protocol")] for row in rows] == ["paper", "paper", "official"]
+    assert not any("differ in" in note for note in table.notes)

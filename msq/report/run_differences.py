@@ -22,6 +22,7 @@ def told_apart(tables: Sequence[Table], paths: Sequence[Path]) -> list[Table]:
     """Tables of runs, with a label for each field in which runs of the same labels differ.
 
     The fields are in the order of the configuration, `MOST` of them; a note names those beyond.
+    Runs of different protocols are told apart by these.
     Sweeps, whose axes say what differs, and runs without a `config.toml` stay as they are.
 
     Args:
@@ -33,7 +34,9 @@ def told_apart(tables: Sequence[Table], paths: Sequence[Path]) -> list[Table]:
     fields = {k: found for k, found in fields.items() if found}
     alike: dict[str, list[int]] = {}
     for k in fields:
-        shown = json.dumps([dict(row.labels) for row in tables[k].rows], sort_keys=True)
+        protocol = fields[k].get("train.protocol")  # a column of its own, and what it fixes follows
+        shown = json.dumps([protocol, *(dict(row.labels) for row in tables[k].rows)],
+                           sort_keys=True)  # fmt: skip
         alike.setdefault(shown, []).append(k)
     names = dict.fromkeys(name for found in fields.values() for name in found)
     differing = [name for name in sorted(names, key=lambda x: SECTIONS.index(x.split(".")[0]))
