@@ -74,7 +74,11 @@ class ExtractRequest(ExtractOptions):
         if self.dataset is not None:
             data = self._read_named(self.dataset, self.root)
         elif self.options or self.root is not None:
-            raise UsageError("--root and --option go with --dataset NAME, not with --manifest")
+            kind = "folder" if self.manifest is not None and self.manifest.is_dir() else "manifest"
+            raise UsageError(
+                "--root and --option go with --dataset NAME, not with --manifest; expected "
+                f"--dataset {kind} --root {self.manifest}, which is the same with options"
+            )
         elif self.manifest is not None and self.manifest.is_dir():
             data = self._read_named("folder", self.manifest)
         elif self.manifest is not None:
