@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +33,7 @@ from msq.extract.views import CLEAN, augmented_views
 
 HERE = Path(__file__).parent
 fakes = SimpleNamespace(**runpy.run_path(str(HERE / "fakes.py")))
+watched = SimpleNamespace(**runpy.run_path(str(HERE / "watched_processes.py")))
 IMAGE = fakes.image_spec(frames=3, size=8)
 FRAMES = "image_frames/fake-image"
 ARRAYS = ("image", "time", "status", "image_frames")
@@ -354,14 +353,14 @@ def test_a_video_encoder_has_none(data: Any, plain: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_of_the_adding(tmp_path: Path) -> None:
+def test_kill_9_at_several_moments_of_the_adding(tmp_path: Path) -> None:
     data = fakes.make_dataset(tmp_path / "v", 8, broken=(5,))
     lines = [f'"{clip.path}","run",{clip.split}' for clip in data.clips]
     (tmp_path / "clips.csv").write_text("\n".join(["path,labels,split", *lines]) + "\n")
 
-    def start(out: str, *more: str) -> subprocess.Popen[bytes]:
+    def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "msq", "extract", "--manifest", "clips.csv", "--out", out,
+            [sys.executable, "-m", "msq", "extract", "--manifest", "clips.csv", "--out", str(out),
              "--video-encoder", "none", "--frames", "4", "--shard", "1", "--batch", "1",
              "--workers", "0", "--views", "1", *more],
             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -369,32 +368,31 @@ def test_kill_9_at_random_moments_of_the_adding(tmp_path: Path) -> None:
         )  # fmt: skip
 
     def finish(process: subprocess.Popen[bytes]) -> None:
-        _, words = process.communicate(timeout=120)
+        _, words = process.communicate(timeout=watched.PATIENCE)
         assert process.returncode == 3, words.decode()  # done, with one failure recorded
 
-    finish(start("whole.zarr", "--image-frames"))
-    finish(start("plain.zarr"))
-    expected, chance, kills = fakes.tree(tmp_path / "whole.zarr"), random.Random(7), 0
-    since = time.perf_counter()
-    shutil.copytree(tmp_path / "plain.zarr", tmp_path / "quick.zarr")
-    finish(start("quick.zarr", "--image-frames"))
-    duration = time.perf_counter() - since
-    out = tmp_path / "killed.zarr"
-    while kills < 3:
-        if not out.exists():
-            shutil.copytree(tmp_path / "plain.zarr", out)
-        process = start("killed.zarr", "--image-frames")
-        while "adding" not in marks(out) and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, duration / 4))
+    def chunks(out: Path) -> int:
+        found = (out / "image_frames").rglob("c/*/*/0/0")
+        return sum(not file.name.startswith(".") for file in found)
+
+    whole, plain, out = (tmp_path / name for name in ("whole.zarr", "plain.zarr", "killed.zarr"))
+    finish(start(whole, "--image-frames"))
+    finish(start(plain))
+    expected, kills = fakes.tree(whole), 0
+    shutil.copytree(plain, out)
+    for there in (0, 3, 9):
+        process = start(out, "--image-frames")
+        watched.until(
+            lambda process=process, there=there: (  # type: ignore[misc]
+                watched.writes(process, out) and chunks(out) >= there
+            ),
+            process,
+        )
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        if process.returncode == -signal.SIGKILL:
-            kills += 1
-            assert verify_store(out).ok
-            continue
-        assert fakes.tree(out) == expected  # it was quicker than the signal
-        shutil.rmtree(out)
-    finish(start("killed.zarr", "--image-frames"))
+        process.communicate(timeout=watched.PATIENCE)
+        kills += process.returncode == -signal.SIGKILL
+        assert verify_store(out).ok
+    finish(start(out, "--image-frames"))
     assert fakes.tree(out) == expected
     assert verify_store(out).ok
+    assert kills  # all of them, unless this process had no turn while that one worked
