@@ -93,7 +93,9 @@ def _encoded(
 def clip_names(paths: Sequence[Path]) -> list[str]:
     """What each video is called: its name without suffix, its path where several have that name."""
     stems = Counter(path.stem for path in paths)
-    return [path.stem if stems[path.stem] == 1 else path.as_posix() for path in paths]
+    names = [path.stem if stems[path.stem] == 1 else path.as_posix() for path in paths]
+    # JSON and CSV are UTF-8; the bytes of a name that is not are written as escapes.
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
 def _widest_gap(found: Encoded) -> float:
