@@ -6,6 +6,7 @@ import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from msq import config as configuration
 from msq.config import RunConfig
 from msq.errors import UsageError
 from msq.extract.store import open_store
+from msq.head import trials
 from msq.head.actor_scores import actor_features, evaluate_actors
 from msq.head.actors import ActorSplit, actor_split, leave_one_out, read_actors
 from msq.head.class_split_files import class_split_from_list
@@ -22,6 +24,7 @@ from msq.head.features import Features, load_features
 from msq.head.metrics import average_precision
 from msq.head.split_scores import clip_baseline, evaluate_split
 from msq.head.train import train_head
+from msq.head.trial import Trial
 
 stores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sweep_stores.py"))))
 KINDS = ("dog", "horse", "bird")
@@ -174,6 +177,34 @@ def test_unseen_classes_without_a_test_clip_are_an_error(features: Features) -> 
     model = train_head(changed, made).model
     with pytest.raises(UsageError, match="its unseen classes, found none among"):
         evaluate_split(model, changed, split)
+
+
+def test_nothing_is_trained_for_a_split_that_cannot_be_scored(
+    features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = features.labels.clone()
+    labels[features.rows("test"), 0] = 0
+    changed = Features(**{**vars(features), "labels": labels})
+    config = configuration.override(
+        RunConfig(), [*stores.HEAD, "head.classifier=text", "train.epochs=1"]
+    )
+    names = features.classes
+    splits = [ClassSplit(names[1:], names[:1]), ClassSplit(names[:4], names[4:])]
+    begun: list[int] = []
+    engine = trials.ENGINES["sequential"]
+
+    def counted(jobs: Any, *more: Any) -> Any:
+        begun.append(len(jobs))
+        return engine(jobs, *more)
+
+    monkeypatch.setitem(trials.ENGINES, "sequential", counted)
+    asked = [Trial(source="s", config=config, split=split) for split in splits]
+    first, second = trials.run_group(asked, trials.Resident(changed), [None, None])
+    assert begun == [1]
+    assert "its unseen classes, found none among" in first["error"]
+    assert (first["status"], second["status"]) == ("failed", "done")
+    assert trials.run_group(asked[:1], trials.Resident(changed), [None])[0]["id"] == asked[0].id
+    assert begun == [1]
 
 
 def test_a_split_that_parts_classes_with_the_same_clips_is_warned_of(

@@ -48,6 +48,24 @@ def seen_features(features: Features, split: ClassSplit) -> Features:
     return features.select(rows=(seen | test).nonzero().flatten(), columns=columns)
 
 
+def require_test_clips(features: Features, split: ClassSplit) -> None:
+    """Refuse a split that cannot be scored, which is known before anything is trained on it.
+
+    Raises:
+        UsageError: no test clip shows an unseen class, or none a seen one.
+    """
+    test = features.rows("test")
+    for side, names in (("unseen", split.unseen), ("seen", split.seen)):
+        columns = [features.classes.index(name) for name in names]
+        known = None if features.known is None else features.known[test][:, columns]
+        if not labelled(features.labels[test][:, columns], known).any():
+            raise UsageError(
+                f"class split {split.source or split.hash[:12]}: expected test clips of "
+                f"{features.name} that show one of its {side} classes, found none among "
+                f"{len(test)}; choose other classes"
+            )
+
+
 def trained_logits(model: MSQNet, features: Features, seen: list[int]) -> Scorer:
     """Logits of a head for any columns; `seen` are those it was trained on, in its order."""
 
@@ -98,6 +116,7 @@ def clip_baseline(features: Features, split: ClassSplit) -> dict[str, Any] | Non
 
 
 def _both_ways(logits: Scorer, features: Features, split: ClassSplit) -> dict[str, Any]:
+    require_test_clips(features, split)
     multilabel = features.task == "multilabel"
     test = features.rows("test")
     column = {name: k for k, name in enumerate(features.classes)}
@@ -116,13 +135,6 @@ def _both_ways(logits: Scorer, features: Features, split: ClassSplit) -> dict[st
         return topk_accuracy(scores, labels, known=known)
 
     rows, seen_rows = rows_with(unseen), rows_with(seen)
-    for found, side in ((rows, "unseen"), (seen_rows, "seen")):
-        if not len(found):
-            raise UsageError(
-                f"class split {split.source or split.hash[:12]}: expected test clips of "
-                f"{features.name} that show one of its {side} classes, found none among "
-                f"{len(test)}; choose other classes"
-            )
     alone = logits(unseen, rows)
     labels, known = features.labels[rows][:, unseen], known_of(rows, unseen)
     ranking = alone if multilabel else alone.double().log_softmax(1)

@@ -13,14 +13,19 @@ from typing import Any
 import torch
 
 from msq.config import RunConfig
-from msq.errors import MsqError
+from msq.errors import MsqError, UsageError
 from msq.head.actor_scores import actor_features, evaluate_actors
 from msq.head.class_leaks import Leak, clip_labels, coinciding_classes, leaks
 from msq.head.class_splits import ClassSplit
 from msq.head.device_errors import device_failed, is_of_device
 from msq.head.features import Features
 from msq.head.run import RunResult, clip_counts, recorded_choice
-from msq.head.split_scores import clip_baseline, evaluate_split, seen_features
+from msq.head.split_scores import (
+    clip_baseline,
+    evaluate_split,
+    require_test_clips,
+    seen_features,
+)
 from msq.head.train import train_head
 from msq.head.trial import Trial
 
@@ -130,9 +135,13 @@ def run_group(
         DeviceFailed: the device failed, and so would whatever else is tried on it.
     """
     began = time.perf_counter()
+    barred = {k: error for k, trial in enumerate(trials)
+              if (error := _barred(trial, resident.features)) is not None}  # fmt: skip
     jobs = [Job(shown(trial, resident.features), trial.config, run)
-            for trial, run in zip(trials, runs, strict=True)]  # fmt: skip
-    found = ENGINES[engine](jobs, device, progress)
+            for k, (trial, run) in enumerate(zip(trials, runs, strict=True))
+            if k not in barred]  # fmt: skip
+    trained = iter(ENGINES[engine](jobs, device, progress) if jobs else ())
+    found = [barred[k] if k in barred else next(trained) for k in range(len(trials))]
     outcomes = []
     for trial, result in zip(trials, found, strict=True):
         try:
@@ -146,6 +155,16 @@ def run_group(
         outcome["seconds"] = (time.perf_counter() - began) / len(trials)
         outcomes.append(outcome)
     return outcomes
+
+
+def _barred(trial: Trial, features: Features) -> UsageError | None:
+    """Why a trial could not be scored once it is trained, where that is known before."""
+    try:
+        if trial.split is not None:
+            require_test_clips(features, trial.split)
+    except UsageError as error:
+        return error
+    return None
 
 
 def shown(trial: Trial, features: Features) -> Features:
