@@ -286,6 +286,19 @@ def test_text_is_encoded_once_and_unknown_words_are_named(videos: Path, tmp_path
         run(data, tmp_path / "a.zarr", text=text, prompts={"plain": "the {}"})
 
 
+def test_class_embeddings_alone_need_no_video(tmp_path: Path) -> None:
+    data = fakes.make_dataset(tmp_path / "v", 4)
+    for clip in data.clips:
+        clip.path.unlink()
+    text = fakes.FakeText()
+    options = {"video": None, "image": None, "text": text, "prompts": {"plain": "{}"}}
+    result = run(data, tmp_path / "a.zarr", **options)
+    assert (result.done, result.failed) == (4, 0)
+    store = open_store(tmp_path / "a.zarr")
+    assert torch.equal(store.text(), text(list(data.classes), prompt="{}"))
+    assert store.encoders("video") == store.encoders("image") == []
+
+
 def test_options_that_cannot_be_are_refused_before_anything_is_written(
     videos: Path, tmp_path: Path
 ) -> None:

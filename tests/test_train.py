@@ -509,9 +509,17 @@ def test_several_encoders_need_a_name_and_an_empty_store_is_refused() -> None:
         load_features(store)
     with pytest.raises(UsageError, match="no video encoder 'x'"):
         load_features(store, video="x")
-    store.status = lambda encoder, view=0: torch.zeros(12)  # type: ignore[method-assign]
-    with pytest.raises(StoreError, match="no usable clip among 12"):
+    with pytest.raises(UsageError, match=r"no prompt 'x' of clip; it has \['plain'"):
+        load_features(store, video="w", prompt="x")
+    store.prompts = lambda encoder=None: {"a": "a {}", "b": "{}"}  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"\['a', 'b'\] of clip; name one with features\.prompt"):
         load_features(store, video="w")
+    store.status = lambda encoder, view=0: torch.tensor(  # type: ignore[method-assign]
+        [1] * 12 if encoder == "w" else [2] + [0] * 11
+    )
+    with pytest.raises(StoreError, match=r"no usable clip among 12 .*w: 0 failed, 0 missing; clip: "
+                       "1 failed, 11 missing"):  # fmt: skip
+        load_features(store, video="w", prompt="a")
 
 
 def test_the_linear_probe_beats_class_frequencies_and_reads_no_test_label() -> None:

@@ -62,7 +62,7 @@ class Extraction:
         team: Team | None,
         image_frames: bool = False,
     ) -> None:
-        _check_options(video, image, batch, workers, on_degraded)
+        _check_options(video, image, text, batch, workers, on_degraded)
         if image_frames and image is None:
             raise UsageError("image frames: expected an image encoder, found none")
         self._image_frames = image_frames
@@ -226,10 +226,17 @@ def _wait_for_others(member: Member) -> None:
 
 
 def _check_options(
-    video: object, image: object, batch: int, workers: int | None, on_degraded: str
+    video: object,
+    image: object,
+    text: object,
+    batch: int,
+    workers: int | None,
+    on_degraded: str,
 ) -> None:
-    if video is None and image is None:
-        raise UsageError("nothing to extract: expected a video or an image encoder, found neither")
+    if video is None and image is None and text is None:
+        raise UsageError(
+            "nothing to extract: expected a video, an image or a text encoder, found none"
+        )
     if batch < 1:
         raise UsageError(f"batch: expected at least 1 clip, found {batch}")
     if workers is not None and workers < 0:

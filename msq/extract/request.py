@@ -112,9 +112,10 @@ class ExtractRequest(ExtractOptions):
             )
         video = self.load_video()
         image, text = self.load_towers(self.frames if video is None else video.spec.frames)
-        if video is None and image is None:
+        if video is None and image is None and text is None:
             raise UsageError(
-                "nothing to extract: both --video-encoder and --image-encoder are none"
+                "nothing to extract: --video-encoder and --image-encoder are none, and no "
+                "--text-encoder is named for the class embeddings alone"
             )
         return video, image, text
 

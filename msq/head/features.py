@@ -16,10 +16,12 @@ from msq.head.finite import require_finite_features
 from msq.head.memory import Feed, fits
 from msq.head.store_like import DEGRADED, FAILED, MISSING, OK, StoreLike
 from msq.head.store_rows import (
+    check_prompt,
     choose_partition,
     chosen_encoder,
     chosen_view,
     prompt_template,
+    unusable_in,
     usable_rows,
 )
 from msq.head.stream import StreamedTokens, stream_tokens
@@ -94,6 +96,7 @@ def load_features(
     }
     if names["video"] is None:
         raise StoreError(f"store of {store.name}: expected a video encoder's tokens, found none")
+    check_prompt(store, names["text"], prompt)
     partition, all_splits = choose_partition(store, partition)
     used = torch.tensor([bool(split) for split in all_splits])
     look = chosen_view(store, names["video"], view)
@@ -106,9 +109,11 @@ def load_features(
         left_out[REASON] = int(lacking[usable].sum())
         usable, degraded = usable[~lacking[usable]], degraded[~lacking[degraded]]
     if not usable.numel():
+        encoders = [name for name in (names["video"], names["image"]) if name is not None]
         raise StoreError(
-            f"store of {store.name}: no usable clip among {len(store.clips)} ({left_out}); "
-            "run `msq extract` again, or with --retry-failed"
+            f"store of {store.name}: no usable clip among {len(store.clips)} ({left_out}; "
+            f"{unusable_in(store, encoders, look)}); run `msq extract` again, or with "
+            "--retry-failed; msq store convert --drop ENCODER leaves one out"
         )
     ids, splits, listed = list(store.clips), all_splits, usable.tolist()
     known = getattr(store, "label_known", lambda rows: None)(usable)

@@ -194,6 +194,8 @@ def parse_grid(text: str, source: str, overrides: Iterable[str] = ()) -> Grid:
         axes = without(axes, key)
     if seeds is not None:
         values = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        if not values:
+            raise UsageError(f"{source}: seeds: expected 1 or more, found an empty axis ({seeds})")
         axes.append(("repeat", [{"train.seed": value} for value in values]))
     _check(source, keys, base, zero_shot, axes, store)
     if zero_shot is not None:

@@ -47,6 +47,35 @@ def chosen_encoder(store: StoreLike, kind: str, wanted: str | None) -> str | Non
     return wanted or (found[0] if found else None)
 
 
+def check_prompt(store: StoreLike, text: str | None, wanted: str | None) -> None:
+    """Refuse a prompt that the text encoder does not have, and several where none is named.
+
+    A store that does not list its prompts says so itself when it is read.
+
+    Raises:
+        UsageError: with those that there are.
+    """
+    prompts = getattr(store, "prompts", None)
+    if text is None or prompts is None:
+        return
+    found = list(prompts(text))
+    if wanted is not None and wanted not in found:
+        raise UsageError(f"store of {store.name}: no prompt {wanted!r} of {text}; it has {found}")
+    if wanted is None and len(found) > 1:
+        raise UsageError(f"store of {store.name}: several prompts {found} of {text}; name one with "
+                         "features.prompt=NAME")  # fmt: skip
+
+
+def unusable_in(store: StoreLike, encoders: Sequence[str], view: Any) -> str:
+    """How many clips each encoder lacks, in words."""
+    lines = []
+    for slug in encoders:
+        status = torch.as_tensor(store.status(slug, view)).long().flatten()
+        failed, missing = int((status == FAILED).sum()), int((status == MISSING).sum())
+        lines.append(f"{slug}: {failed} failed, {missing} missing")
+    return "; ".join(lines)
+
+
 def chosen_view(store: StoreLike, video: str, view: int) -> Any:
     """The view of this number of the video encoder, which may have another number elsewhere.
 
