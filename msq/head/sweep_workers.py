@@ -53,7 +53,7 @@ def run_sweep(
         progress: called after each trial.
 
     Returns:
-        As `msq.head.sweep.summary`.
+        As `msq.head.sweep_plan.summary`.
 
     Raises:
         DeviceFailed: no device is left that can be used; what is not done can be gone on with.
