@@ -77,7 +77,7 @@ def convert_store(
         UsageError: an encoder, view or split that is not there.
     """
     store, target = open_store(source), locate(out)
-    _refuse_same([store], target)
+    refuse_same([store], target)
     if absent := sorted({*drop} - {*store.encoders()}):
         raise UsageError(
             f"--drop {absent[0]}: expected one of {', '.join(store.encoders())}, found no such "
@@ -140,7 +140,7 @@ def merge_stores(
     if len(sources) < 2:
         raise UsageError(f"merge: expected 2 or more stores, found {len(sources)}")
     stores, target = [open_store(source) for source in sources], locate(out)
-    _refuse_same(stores, target)
+    refuse_same(stores, target)
     first = stores[0]
     for other in stores[1:]:
         if lines := _difference(first, other):
@@ -234,7 +234,12 @@ def _encoder_difference(
     return lines
 
 
-def _refuse_same(sources: Sequence[FeatureStore], target: Path) -> None:
+def refuse_same(sources: Sequence[FeatureStore], target: Path) -> None:
+    """Refuse to write a store over one that it is made of.
+
+    Raises:
+        UsageError: `target` is one of `sources`.
+    """
     for store in sources:
         if str(target) == str(store.path) or (
             isinstance(target, Path)

@@ -8,51 +8,35 @@ list that it was made of. A row is taken for a clip only where that hash proves 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from msq.errors import SpecMismatch, UsageError
 from msq.extract.copied_versions import begin_copy
 from msq.extract.datasets.dataset import Clip, Dataset
 from msq.extract.location import locate
 from msq.extract.store import FeatureStore, open_store
+from msq.extract.store_convert import CopyResult, refuse_same
 from msq.extract.store_copy import Progress, Row, claim_target, copy_rows, copy_text
 from msq.extract.store_problems import listed
 from msq.extract.stored_dataset import StoredDataset, stored_dataset
 
 
 @dataclass(frozen=True)
-class RelabelResult:
+class RelabelResult(CopyResult):
     """What was written.
 
     Attributes:
-        store: path of the new store.
-        sources: path of the one that its rows came from, as a list.
-        clips: rows.
-        encoders: names of the encoders in it.
-        copied: rows copied in this run, over all encoders and views.
         missing: ids of clips that the source does not have, or has cut otherwise.
         left_out: clips of the source that the new list does not have.
         relabelled: clips whose labels are others than in the source.
         moved: clips that are in another split than in the source.
-        warnings: what the user should know, one line each.
     """
 
-    store: str
-    sources: list[str]
-    clips: int
-    encoders: list[str]
-    copied: int
     missing: list[str]
     left_out: int
     relabelled: int
     moved: int
-    warnings: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
-        return asdict(self)
 
 
 def relabel_store(
@@ -83,8 +67,7 @@ def relabel_store(
         UsageError: `out` is `source`, or no clip is in both.
     """
     store, target = open_store(source), locate(out)
-    if _same_place(target, store.path):
-        raise UsageError(f"{target}: expected another place than the store that is read")
+    refuse_same([store], target)
     before = _proved(store, dataset, was)
     there = {clip: row for row, clip in enumerate(store.clips)}
     rows = [
@@ -114,16 +97,18 @@ def relabel_store(
         )
         copy_text(store, target, dataset, texts)
     missing = [clip.id for clip, row in zip(dataset.clips, rows, strict=True) if row is None]
+    relabelled, moved = _changes(store, dataset, rows)
     return RelabelResult(
-        str(target),
-        [str(store.path)],
-        len(rows),
-        list(dict.fromkeys([*encoders, *texts])),
-        copied,
-        missing,
-        len(store) - sum(row is not None for row in rows),
-        *_changes(store, dataset, rows),
-        _warnings(store, missing, same_classes=same_classes),
+        store=str(target),
+        sources=[str(store.path)],
+        clips=len(rows),
+        encoders=list(dict.fromkeys([*encoders, *texts])),
+        copied=copied,
+        warnings=_warnings(store, missing, same_classes=same_classes),
+        missing=missing,
+        left_out=len(store) - (len(rows) - len(missing)),
+        relabelled=relabelled,
+        moved=moved,
     )
 
 
@@ -204,9 +189,3 @@ def _warnings(store: FeatureStore, missing: list[str], *, same_classes: bool) ->
             "list into this store makes them"
         )
     return lines
-
-
-def _same_place(target: Any, source: Any) -> bool:
-    if isinstance(target, Path) and isinstance(source, Path):
-        return target.resolve() == source.resolve()
-    return str(target) == str(source)
